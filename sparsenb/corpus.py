@@ -69,6 +69,7 @@ def _python_files(root, skip=()):
         if text.strip(): yield Doc(r.as_posix(), text)
 
 def _stdlib():
+    "The standard library of the running Python: its own sources"
     root = Path(sysconfig.get_paths()['stdlib'])
     docs = _python_files(root, ('site-packages', 'dist-packages', 'encodings'))
     first = next(docs, None)
