@@ -102,7 +102,7 @@ def to_html(
 def _offline(html):
     "Drop script tags that would fetch, which nbconvert writes even with empty addresses"
     html = re.sub(r'<script[^>]*\bsrc=(""|"https?://[^"]*")[^>]*>\s*</script>', '', html)
-    html = re.sub(r'<script type="module">\s*(?:document\.addEventListener[^<]*)?import mermaid.*?</script>', '', html, flags=re.S)
+    html = re.sub(r'<script type="module">(?:(?!</script>).)*mermaid(?:(?!</script>).)*</script>', '', html, flags=re.S)
     return html.replace('</head>', '<style>body.jp-Notebook{max-width:1240px;margin:0 auto;padding:16px}.jp-Cell{padding:2px 0}.jp-OutputArea-output{overflow-x:auto}</style>\n</head>', 1)
 
 # %% ../nbs/90_report.ipynb #dc63a177
@@ -124,7 +124,7 @@ def run_report(
     try:
         with _no_warnings(), atomic_file(done) as tmp:
             failed = None
-            try: pm.execute_notebook(str(src), str(tmp), parameters=params, kernel_name='python3', language='python', cwd=str(Path.cwd()), progress_bar=show_progress, execution_timeout=timeout, store_widget_state=False)
+            try: pm.execute_notebook(str(src), str(tmp), parameters=params, kernel_name='python3', language='python', cwd=str(Path.cwd()), progress_bar=show_progress, execution_timeout=timeout, store_widget_state=False, extra_arguments=['--IPKernelApp.log_level=ERROR'])
             except pm.PapermillExecutionError as e: failed = e
     finally:
         for k,v in was.items(): os.environ.pop(k, None) if v is None else os.environ.__setitem__(k, v)

@@ -11,7 +11,7 @@ def model(): return load_model('stdlib-4l')
 def hooks(m): return sum(len(x._forward_hooks)+len(x._forward_pre_hooks)+len(x._backward_hooks) for x in m.module.modules())
 def tensors():
     gc.collect()
-    return sum(o.numel()*o.element_size() for o in gc.get_objects() if isinstance(o, torch.Tensor))
+    return sum(o.numel()*o.element_size() for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter))
 
 @pytest.mark.parametrize('fails', [False, True])
 def test_nothing_is_left(model, fails):

@@ -87,12 +87,3 @@ def test_demo_a_second_time_reuses_everything(small):
     again = demo(d, **kw)
     assert all(p.stat().st_mtime_ns==t for p,t in files.items())
     assert {k: again[k] for k in ('l0','fvu','ce_recovered','dead_fraction','seconds')}=={k: s[k] for k in ('l0','fvu','ce_recovered','dead_fraction','seconds')}
-
-def test_report_in_a_browser(small, request):
-    "The cards respond with no network"
-    static = request.getfixturevalue('static')
-    p = static(small[0]/'report.html')
-    card = lambda: p.locator('[data-card]:visible').get_attribute('data-card')
-    was = card(); p.get_by_role('button', name='next feature').click()
-    assert card()!=was and p.fetched==[] and p.complaints==[]
-    p.shot('report', full_page=True)
