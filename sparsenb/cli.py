@@ -64,7 +64,8 @@ def _demo(a):
     demo(a.out)
 
 def _lab(a):
-    os.execv(sys.executable, [sys.executable, '-m', 'jupyterlab', *a.rest])
+    root = ['--allow-root'] if hasattr(os, 'geteuid') and os.geteuid()==0 else []  # JupyterLab refuses root unless told
+    os.execv(sys.executable, [sys.executable, '-m', 'jupyterlab', *root, *a.rest])
 
 def _bench(a):
     own = _benchmarks()
@@ -79,7 +80,7 @@ def parser()->argparse.ArgumentParser:
     s = p.add_subparsers(dest='command', required=True, metavar='demo | lab | report | list | bench')
     c = s.add_parser('demo', help='from the bundled model to a report: capture, train, evaluate, index'); c.set_defaults(run=_demo)
     c.add_argument('--out', default=None, help='folder; runs/demo unless given')
-    c = s.add_parser('lab', help='open JupyterLab here'); c.set_defaults(run=_lab); c.add_argument('rest', nargs=argparse.REMAINDER, help='for jupyter lab')
+    c = s.add_parser('lab', help='open JupyterLab here; what follows is for `jupyter lab`'); c.set_defaults(run=_lab)
     c = s.add_parser('report', help='run a report and keep it as HTML'); c.set_defaults(run=_report)
     c.add_argument('name', help='a report or a notebook; see `sparsenb list reports`')
     c.add_argument('-p', dest='params', nargs=2, action='append', metavar=('KEY','VALUE'), help='a parameter; may be repeated')
@@ -87,12 +88,13 @@ def parser()->argparse.ArgumentParser:
     c = s.add_parser('list', help='what there is'); c.set_defaults(run=_list)
     c.add_argument('family', help=f"{', '.join(families)}, reports, models, corpora or benchmarks"); c.add_argument('--json', action='store_true')
     c = s.add_parser('bench', help='run a benchmark of the checkout'); c.set_defaults(run=_bench)
-    c.add_argument('name'); c.add_argument('--json', action='store_true'); c.add_argument('rest', nargs=argparse.REMAINDER)
+    c.add_argument('name'); c.add_argument('--json', action='store_true')
     return p
 
 def main(argv=None):
     "Run a command; 2 for a wrong name or value, 1 for a failure, 130 for an interruption"
-    a = parser().parse_args(argv)
+    p = parser(); a,a.rest = p.parse_known_args(argv)
+    if a.rest and a.command not in ('lab', 'bench'): p.error(f"unrecognized arguments: {' '.join(a.rest)}")
     try: a.run(a)
     except BrokenPipeError: sys.exit(0)
     except (UnknownName, ValueError, OSError, ImportError) as e: print(f'sparsenb {a.command}: {e}', file=sys.stderr); sys.exit(2)

@@ -38,4 +38,10 @@ def test_papermill(path, project):
         progress_bar=False, execution_timeout=600, store_widget_state=False)
     assert any(c.get('outputs') for c in nbformat.read(out, as_version=4).cells), 'nothing to see'
 
+@pytest.mark.parametrize('path', NBS, ids=rel)
+def test_papermill_of_the_package(path, tmp_path):
+    "In a real kernel as well, where the widgets and bars of a notebook are live"
+    import papermill as pm
+    pm.execute_notebook(str(path), str(tmp_path/path.name), kernel_name='python3', language='python', cwd=str(tmp_path), progress_bar=False, execution_timeout=600, store_widget_state=False)
+
 def test_there_is_something_to_run(): assert NBS and PAGES

@@ -60,6 +60,11 @@ def test_command_line_lists_and_refuses():
     r = cli('report', 'feature_dashboard', '-p', 'dictionary', '/nowhere', '--out', os.devnull+'.html')
     assert r.returncode in (1,2) and 'Traceback' not in r.stderr
 
+def test_lab_passes_its_arguments_on():
+    r = cli('lab', '--version')
+    assert r.returncode==0 and r.stdout.strip().startswith('4.'), r
+    assert cli('list', 'dictionaries', '--jsn').returncode==2
+
 def test_list_needs_no_heavy_import():
     code = "import sys; from sparsenb.cli import main; main(['list','dictionaries']); assert not {'torch','plotly','transformers'}&set(sys.modules), 'heavy'"
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
