@@ -12,8 +12,8 @@ from pathlib import Path
 # %% auto #0
 __all__ = ['dictionaries', 'probes', 'analyses', 'testbeds', 'formats', 'widgets', 'families', 'nearest', 'unknown',
            'UnknownName', 'Registry', 'view', 'parse_bytes', 'show_bytes', 'Settings', 'find_settings', 'settings',
-           'crc32', 'fsync', 'writable', 'atomic_file', 'write_text', 'write_json', 'read_json', 'atomic_folder',
-           'sweep', 'progress']
+           'seed_of', 'within_memory', 'crc32', 'fsync', 'writable', 'atomic_file', 'write_text', 'write_json',
+           'read_json', 'atomic_folder', 'sweep', 'progress']
 
 # %% ../nbs/00_core.ipynb #5c0a02c0
 def nearest(
@@ -185,7 +185,8 @@ def settings(
     given,f = {},find_settings(start)
     if f:
         ini = configparser.ConfigParser(interpolation=None, default_section='')
-        ini.read(f, encoding='utf-8')
+        try: ini.read(f, encoding='utf-8')
+        except (configparser.Error, UnicodeDecodeError) as e: raise ValueError(f"{f} cannot be read: {' '.join(str(e).split())}") from None
         given = dict(_read_settings(dict(ini['sparsenb']), str(f)).__dict__)
         given = {k: given[k] for k in ini['sparsenb']}
         for k in ('cache','reports'): # a relative folder in a file is meant from that file
@@ -195,6 +196,22 @@ def settings(
     return Settings(**given)
 
 _not_settings = {'SPARSENB_PROGRESS'}  # how progress is drawn is no default of the work
+
+# %% ../nbs/00_core.ipynb #49967a1d
+def seed_of(
+    seed:int|None, # as an argument came
+)->int:
+    "The seed to use: the one given, or the settings'"
+    return settings().seed if seed is None else int(seed)
+
+def within_memory(
+    need:float,    # bytes a plan will hold at once
+    what:str,      # the plan, for the message
+    instead:str,   # what to change
+):
+    "Refuse a plan larger than the settings' memory before it begins; raises MemoryError"
+    have = settings().memory
+    if need>have: raise MemoryError(f"{what} needs {show_bytes(need)}, the budget is {show_bytes(have)}: {instead}, or raise `memory` in settings.ini or SPARSENB_MEMORY")
 
 # %% ../nbs/00_core.ipynb #75c901f8
 def crc32(
@@ -227,7 +244,7 @@ def writable(
         os.close(fd); os.unlink(t)
     except (FileExistsError, NotADirectoryError): raise NotADirectoryError(f"{folder} is, or lies under, a file: a folder was expected") from None
     except OSError as e:
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS): raise PermissionError(f"cannot write to {folder}: {e.strerror}; choose another folder") from None
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT): raise PermissionError(f"cannot write to {folder}: {e.strerror}; choose another folder") from None
         if e.errno==errno.ENOSPC: raise OSError(errno.ENOSPC, f"no space left for {folder}; free some or choose another disk") from None
         raise
     free = shutil.disk_usage(folder).free

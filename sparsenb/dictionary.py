@@ -6,12 +6,13 @@
 from __future__ import annotations
 import copy, torch
 import torch.nn.functional as F
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 from torch import nn, Tensor
 from safetensors.torch import save_file, load_file
 from fastcore.basics import patch
-from .core import dictionaries, atomic_folder, write_json, read_json, crc32
+from .core import atomic_folder, crc32, dictionaries, read_json, seed_of, writable, write_json
 
 # %% auto #0
 __all__ = ['Codes', 'grouped_topk', 'Pattern', 'sparse_decode', 'sparse_encode', 'Step', 'Dictionary', 'geometric_median',
@@ -154,8 +155,8 @@ class Step(NamedTuple):
     parts:dict   # name -> scalar tensor, detached; always `mse` (squared error, as the loss) and `l0`, the same names every step
 
 def _count(name, v):
-    if isinstance(v, bool) or not isinstance(v, int) or v<1: raise ValueError(f"{name} must be a whole number of at least 1, got {v!r}")
-    return v
+    if isinstance(v, bool) or not isinstance(v, Integral) or v<1: raise ValueError(f"{name} must be a whole number of at least 1, got {v!r}")
+    return int(v)
 
 # %% ../nbs/40_dictionary.ipynb #89eb4111
 class Dictionary(nn.Module):
@@ -166,14 +167,16 @@ class Dictionary(nn.Module):
         d_in:int,           # width of the activations it reads
         d_sae:int,          # number of features
         d_out:int=None,     # width of what it writes; None: it rebuilds its input
-        seed:int=0,         # of the random features it starts with
+        seed:int=None,      # of the random features it starts with; the settings' unless given
         dead_after:int=1_000_000, # a feature is dead when it has not been used for so many activations
         **cfg,              # the method's own arguments, kept in `cfg`
     ):
         super().__init__()
+        seed = seed_of(seed)
         self.cfg = dict(d_in=_count('d_in', d_in), d_sae=_count('d_sae', d_sae), d_out=None if d_out is None else _count('d_out', d_out),
                         seed=seed, dead_after=_count('dead_after', dead_after), **cfg)
-        self.d_in,self.d_sae,self.d_out,self.dead_after = d_in,d_sae,d_out or d_in,dead_after
+        self.d_in,self.d_sae,self.dead_after = (self.cfg[k] for k in ('d_in','d_sae','dead_after'))
+        self.d_out = self.cfg['d_out'] or self.d_in
         self.rebuilds = d_out is None
         self.progress,self.provenance,self._tile = 1.,{},None # progress: share of the training that is done
         self._weights(torch.Generator().manual_seed(seed))
@@ -366,11 +369,13 @@ def save(self:Dictionary,
     folder:Path|str,      # replaced if it is there
     provenance:dict=None, # where it comes from: model, site, data …; added to what training noted
 )->Path:
-    "Write `cfg.json` and `weights.safetensors`, whole or not at all"
+    "Write `cfg.json` and `weights.safetensors`, whole or not at all; raises OSError for a folder that cannot be written or has no room"
     info = dict(format=1, dictionary=self.name, cfg=self.cfg,
                 data=dict(scale=self.scale.item(), n_seen=self.n_seen.item()), provenance={**self.provenance, **(provenance or {})})
+    weights = {k: v.detach().cpu().contiguous() for k,v in self.state_dict().items()}
+    writable(Path(folder).parent, need=sum(v.numel()*v.element_size() for v in weights.values()))
     with atomic_folder(folder) as tmp:
-        save_file({k: v.detach().cpu().contiguous() for k,v in self.state_dict().items()}, tmp/'weights.safetensors')
+        save_file(weights, tmp/'weights.safetensors')
         write_json(tmp/'cfg.json', info | dict(crc32=crc32(tmp/'weights.safetensors')))
     return Path(folder)
 
@@ -383,9 +388,11 @@ def load_dictionary(
     folder = Path(folder)
     if not (folder/'cfg.json').is_file(): raise FileNotFoundError(f"no dictionary in {folder}: a folder with cfg.json and weights.safetensors was expected")
     info,w = read_json(folder/'cfg.json'),folder/'weights.safetensors'
+    if lost := [k for k in ('dictionary','cfg','crc32','provenance') if k not in info]: raise ValueError(f"{folder/'cfg.json'} is damaged: it has no {', '.join(lost)}")
     if not w.is_file(): raise FileNotFoundError(f"{w} is missing")
     if crc32(w)!=info['crc32']: raise ValueError(f"{w} is damaged: its checksum is not the one in cfg.json")
     d = dictionaries[info['dictionary']](**info['cfg'])
-    d.load_state_dict(load_file(w))
+    try: d.load_state_dict(load_file(w))
+    except RuntimeError as e: raise ValueError(f"{folder/'cfg.json'} is altered: the weights beside it are not of {d}: {str(e).splitlines()[-1].strip()}") from None
     d.provenance = info['provenance']
     return d.to(device).eval()

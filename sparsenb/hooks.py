@@ -32,6 +32,7 @@ def inputs_of(
     mask:Tensor=None,  # bool [n, T], with ids
 )->tuple:              # what to run, its ids or None, its mask or None
     "Turn what the user has into what the module takes; ids are checked against the vocabulary"
+    if isinstance(inputs, (list, tuple)) and not inputs: raise ValueError('no inputs: a string, strings, token ids or what the module takes were expected, got an empty list')
     if isinstance(inputs, str) or (isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], str)): inputs,mask = model.tokens(inputs)
     if not isinstance(inputs, Tensor) or inputs.is_floating_point() or inputs.ndim!=2: return inputs, None, mask
     c = getattr(model.module, 'config', None) or getattr(model.module, 'cfg', None)
@@ -54,7 +55,8 @@ def capture(
     if not names: raise ValueError('no site was named')
     x,ids,mask = inputs_of(model, inputs, mask)
     out = Captured(); out.ids,out.mask = ids,mask
-    keep = lambda n: (lambda t: out.__setitem__(n, t if grad else t.detach().clone()))
+    asked = dict(zip(names, [sites] if isinstance(sites, str) else sites))
+    keep = lambda n: (lambda t: out.__setitem__(asked[n], t if grad else t.detach().clone()))
     with torch.set_grad_enabled(grad), evaluating(model.module), hooking(model.sites, {n: keep(n) for n in names}, stop=True):
         run(model.module, x, None if mask is None or bool(mask.all()) else mask)
     return out
@@ -83,7 +85,13 @@ class Edit:
     def __call__(self, t:Tensor, pattern:bool=False)->Tensor:
         return torch.where(self.selection(t, pattern), self.fn(t).to(t.dtype), t)
 
-def _ix(v): return None if v is None else tuple([v] if isinstance(v, int) else v)
+def _ix(v):
+    "An index, several, or a boolean mask, as a tuple of indices"
+    if v is None: return None
+    if isinstance(v, slice): raise TypeError(f'an index or several were expected, got {v}: use range(a, b)')
+    t = torch.as_tensor(list(v) if isinstance(v, (range, tuple, set)) else v)
+    if t.is_floating_point() or t.ndim>1: raise TypeError(f'whole numbers or a mask were expected, got {v!r}')
+    return tuple((t.nonzero() if t.dtype==torch.bool else t).flatten().tolist())
 
 # %% ../nbs/20_hooks.ipynb #0d8a9124
 def ablate(
@@ -156,8 +164,8 @@ def replaced(
     "Within the block the dictionary's reconstruction stands in for the site; raises ValueError if the widths differ"
     model = load_model(model)
     if special not in ('keep','replace'): raise ValueError(f"special must be 'keep' or 'replace', got {special!r}")
-    d_in = getattr(dictionary, 'd_in', None)
-    if d_in and model.sites.arch and (w:=model.sites.width(site))!=d_in: raise ValueError(f"the dictionary reads {d_in} dimensions, site {site} of {model.name} has {w}")
+    for what,d in (('reads', getattr(dictionary, 'd_in', None)), ('writes', getattr(dictionary, 'd_out', None))):
+        if d and model.sites.arch and (w:=model.sites.width(site))!=d: raise ValueError(f"the dictionary {what} {d} dimensions, site {site} of {model.name} has {w}")
     seen = _Ids()
     def fn(t):
         flat = t.flatten(2) if t.ndim==4 else t

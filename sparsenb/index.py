@@ -4,12 +4,12 @@
 
 # %% ../nbs/70_index.ipynb #3250fd9d
 from __future__ import annotations
-import hashlib, json, re, shutil, zlib
+import contextlib, errno, hashlib, json, re, shutil, zlib
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from .core import crc32, fsync, progress, read_json, settings, view, widgets, writable, write_json
+from .core import crc32, fsync, progress, read_json, seed_of, settings, view, widgets, writable, write_json
 from .metrics import wilson
 
 # %% auto #0
@@ -369,6 +369,20 @@ def _check(dictionary, store, model, made):
     if made['n_tokens']>len(store): raise ValueError(f"n_tokens = {made['n_tokens']:,}, the store has {len(store):,}")
     if made['n_tokens']>=2**32: raise ValueError(f"at most {2**32-1:,} tokens fit one index, got {made['n_tokens']:,}: pass n_tokens")
 
+def _opened(model):
+    "A `Model` of anything `load_model` takes; what has a revision already is taken as it is"
+    if model is None or hasattr(model, 'revision'): return model
+    from sparsenb.models import load_model
+    return load_model(model)
+
+@contextlib.contextmanager
+def _room(path):
+    "Say plainly that a disk is full, and that nothing is lost by it"
+    try: yield
+    except OSError as e:
+        if e.errno!=errno.ENOSPC and 'requested and' not in str(e): raise # NumPy reports a short write without the system's number
+        raise OSError(errno.ENOSPC, f"no space left for {path}: free some and make the same call again, it goes on from where it is") from None
+
 def _encode(dictionary, x, start, at_once=1<<24):
     "Active values of a chunk, a slice at a time so that pre-activations stay small"
     import torch
@@ -521,7 +535,7 @@ def open(cls:FeatureIndex,
 def build(cls:FeatureIndex,
     dictionary,               # `codes(x)`, `W_dec` [d_sae, d_out], `d_in`, `d_sae`, `name`
     store,                    # `rows(chunk, start)`, `sequences(1)`, `doc_name(doc)`; of one site
-    model=None,               # for tokens' texts and next-token effects; must be the store's
+    model=None,               # for tokens' texts and next-token effects; anything `load_model` takes, must be the store's
     path:Path|str=None,       # folder; by default one in the cache, named after dictionary and store
     n_tokens:int=None,        # the store's first so many rows; None for all
     n_top:int=20,             # strongest examples
@@ -531,14 +545,14 @@ def build(cls:FeatureIndex,
     n_bins:int=40,            # of the histogram
     n_logits:int=10,          # tokens raised and lowered
     n_near:int=10,            # neighbours and partners
-    seed:int=0,               # of the choice of examples
+    seed:int=None,            # of the choice of examples; the settings' unless given
     chunk:int=8192,           # rows between two commits
     cap:int=2_000_000,        # active values sorted at a time, about 100 bytes each in memory
 )->FeatureIndex:
     "Index every feature in one pass over `store`; continues an unfinished index, returns a finished one, raises ValueError for another one's folder"
-    n_tokens = len(store) if n_tokens is None else n_tokens
+    n_tokens,model = len(store) if n_tokens is None else n_tokens, _opened(model)
     made = dict(dictionary=fingerprint(dictionary), store=store.fingerprint, model=store.model_name, site=store.site, d_sae=int(dictionary.d_sae), n_tokens=int(n_tokens),
-                n_top=n_top, n_quantiles=n_quantiles, n_per_quantile=n_per_quantile, context=list(context), n_bins=n_bins, n_logits=n_logits, n_near=n_near, seed=seed, logits=model is not None)
+                n_top=n_top, n_quantiles=n_quantiles, n_per_quantile=n_per_quantile, context=list(context), n_bins=n_bins, n_logits=n_logits, n_near=n_near, seed=seed_of(seed), logits=model is not None)
     _check(dictionary, store, model, made)
     path = Path(path) if path else settings().cache/'index'/f"{made['dictionary'][:12]}-{str(made['store'])[:12]}-{zlib.crc32(json.dumps(made).encode()):08x}"
     if (path/'index.json').exists():
@@ -548,8 +562,9 @@ def build(cls:FeatureIndex,
     part = writable(writable(path)/'partial')
     if (part/'pass.json').exists(): _same(path, read_json(part/'pass.json')['made'], made)
     done = _Pass(part, made, cap)
-    with progress(total=n_tokens, desc='index', unit='tok') as bar: _stream(done, dictionary, store, n_tokens, chunk, bar)
-    return cls._finish(path, done, dictionary, store, model, made)
+    with _room(path):
+        with progress(total=n_tokens, desc='index', unit='tok') as bar: _stream(done, dictionary, store, n_tokens, chunk, bar)
+        return cls._finish(path, done, dictionary, store, model, made)
 
 @patch(cls_method=True)
 def _finish(cls:FeatureIndex, path, done, dictionary, store, model, made):

@@ -11,7 +11,7 @@ from typing import Callable, NamedTuple
 import numpy as np, torch
 from torch import nn
 from . import core
-from .core import unknown, UnknownName, view
+from .core import UnknownName, seed_of, unknown, view
 from .sites import evaluating
 from .models import load_model
 from .hooks import replaced
@@ -379,6 +379,17 @@ def _check(dictionary, store, model):
     if isinstance(store, _Plain): raise ValueError('splicing needs the tokens behind the activations: pass an ActivationStore, or leave the model out')
     if store.revision!=model.revision: raise ValueError(f"the store is of model {store.model_name!r} ({store.revision}), this is {model.name!r} ({model.revision}): pass the model the activations came from")
     model.sites.check(store.site)
+    _predicts(model, store)
+
+def _predicts(model, store):
+    "Raise ValueError for a model that does not predict the next token from those before it"
+    ids,mask = next(iter(store.sequences(1)))
+    ids = ids[:1,:int(mask[0].sum())][:,:16].clone()
+    if ids.shape[1]<2: return
+    clean = model.logits(ids)
+    ids[0,-1] = ids[0,0] if ids[0,-1]!=ids[0,0] else (ids[0,0]+1)%clean.shape[-1]
+    moved = (model.logits(ids)-clean)[:,:-1].float().abs().max()
+    if moved>1e-4*clean.float().std(): raise ValueError(f"model {model.name!r} sees the tokens that come after, so the loss of predicting them says nothing: leave the model out")
 
 def _count(**kw):
     for k,v in kw.items():
@@ -400,7 +411,7 @@ def evaluate(
     n_tokens:int=262_144,    # rows to score on; None for all
     n_sequences:int=128,     # sequences to splice into
     baseline:str='zero',     # against which CE and KL are recovered: 'zero' or 'mean'
-    seed:int=0,              # of sampling and bootstrap
+    seed:int=None,           # of sampling and bootstrap; the settings' unless given
     batch_size:int=2048,     # rows at a time; changes memory, not results
     sequence_batch:int=8,    # sequences at a time; likewise
     n_boot:int=1000,         # drawings for each interval
@@ -408,6 +419,7 @@ def evaluate(
     progress:bool=True,      # show a bar
 )->Evaluation:
     "Score a dictionary: l0, fvu, cosine, shrinkage, density, dead, and ce_recovered, kl_recovered with the raw values; raises ValueError where the parts do not fit or a number is not finite"
+    seed = seed_of(seed)
     spliced = splice_metrics(baseline)
     _count(n_tokens=n_tokens, n_sequences=n_sequences, batch_size=batch_size, sequence_batch=sequence_batch, n_boot=n_boot); _z(level)
     if isinstance(store, torch.Tensor): store = _Plain(store)

@@ -4,7 +4,7 @@
 
 # %% ../nbs/12_models.ipynb #8f593472
 from __future__ import annotations
-import contextlib, importlib.util, re, weakref, zlib
+import collections, contextlib, importlib.util, re, zlib
 from pathlib import Path
 import torch
 from torch import nn, Tensor
@@ -19,12 +19,12 @@ __all__ = ['revision', 'Model', 'tokens', 'token_text', 'logits', 'unembed_weigh
 def revision(
     module:nn.Module,
 )->str: # 8 hex digits
-    "Checksum of names, shapes and 64 evenly spaced values of every parameter and buffer: cheap on any size, changed by any training step"
+    "Checksum of names, shapes, dtypes and 64 evenly spaced values of every parameter and buffer: cheap on any size, changed by any training step"
     c = 0
     for n,p in sorted(module.state_dict().items()):
         v = p.detach().flatten()
         v = v[torch.linspace(0, max(len(v)-1, 0), min(64, len(v))).long().to(v.device)]
-        c = zlib.crc32(f'{n}{tuple(p.shape)}'.encode()+(v.float() if v.is_floating_point() else v).cpu().numpy().tobytes(), c)
+        c = zlib.crc32(f'{n}{tuple(p.shape)}{p.dtype}'.encode()+(v.float() if v.is_floating_point() else v).cpu().numpy().tobytes(), c)
     return f'{c:08x}'
 
 # %% ../nbs/12_models.ipynb #ddd912b5
@@ -36,7 +36,7 @@ class Model:
         name:str='',       # to be shown and stored
     ):
         self.module,self.tokenizer = module,tokenizer
-        self.name,self.revision = name or type(module).__name__, revision(module)
+        self.name,self.revision = name or (is_bridge(module) and getattr(module.cfg, 'model_name', '')) or type(module).__name__, revision(module)
         self.sites,self._shown = SiteMap(module),{}
         self.identities = verify(self.sites)  # identity -> relative difference found at load
         c = getattr(module, 'cfg', None) if is_bridge(module) else getattr(module, 'config', None)
@@ -67,7 +67,7 @@ def tokens(self:Model,
     "Token ids of texts, each beginning with the model's first token, padded on the right; raises ValueError for an empty text"
     t,texts = _need_tokenizer(self), [texts] if isinstance(texts, str) else list(texts)
     if not texts or any(not isinstance(s, str) or not s for s in texts): raise ValueError(f"text {next((i for i,s in enumerate(texts) if not isinstance(s, str) or not s), 0)} is empty: at least one character was expected")
-    rows = [list(r) for r in t(texts, verbose=False)['input_ids']]
+    rows = [list(r) for r in t(texts, verbose=False, split_special_tokens=True)['input_ids']]  # '<|bos|>' in a text is text
     if self.bos_id is not None: rows = [r if r[:1]==[self.bos_id] else [self.bos_id]+r for r in rows]
     n = max_len or self.n_ctx
     rows = [r[:n] for r in rows]
@@ -166,7 +166,11 @@ def _pretrained(where, dtype, local):
     return module.eval(), tok
 
 # %% ../nbs/12_models.ipynb #e2cafb6b
-_known = weakref.WeakKeyDictionary()  # module -> Model, so that a module is checked once
+_recent = collections.deque(maxlen=2)  # the models opened last, so that a module in use is checked once and one no longer used is freed
+
+def _remember(m):
+    _recent.append(m)
+    return m
 
 def load_model(
     model=None,      # bundled name, folder, hub id 'owner/name', bridge, module, or a `Model`; the settings' model unless given
@@ -178,9 +182,10 @@ def load_model(
     "Open a model and check its sites; raises `UnknownName` for a name that does not exist, OSError for a hub model that cannot be had"
     if isinstance(model, Model): return model
     if isinstance(model, nn.Module):
-        if model not in _known or tokenizer is not None: _known[model] = Model(model, tokenizer or getattr(model, 'tokenizer', None), name)
-        elif _known[model].revision!=(r:=revision(model)): _known[model].revision = r  # trained in between
-        return _known[model]
+        m = next((m for m in _recent if m.module is model), None)
+        if m is None or tokenizer is not None: return _remember(Model(model, tokenizer or getattr(model, 'tokenizer', None), name))
+        m.name,m.revision = name or m.name, revision(model)  # it may have been trained in between
+        return m
     s = settings(**{k:v for k,v in dict(model=None if model is None else str(model), device=device, dtype=dtype).items() if v is not None})
     where,own = s.model,bundled()
     if where in own: src,local = own[where],True
@@ -190,4 +195,4 @@ def load_model(
     try: module,tok = _pretrained(src, getattr(torch, s.dtype), local)
     except OSError as e: raise OSError(f"model {where!r} could not be opened from {'the folder' if local else 'the hub (no local folder has that name)'}: {str(e).splitlines()[0]}") from e
     module = module.to(pick_device(s.device))
-    return Model(module, tokenizer or tok, name or (Path(where).name if local else where))
+    return _remember(Model(module, tokenizer or tok, name or (Path(where).name if local else where)))

@@ -4,7 +4,7 @@
 
 # %% ../nbs/30_store.ipynb #3d0524f8
 from __future__ import annotations
-import contextlib, errno, fcntl, hashlib, itertools, json, math, os, random, tempfile, warnings, zlib
+import contextlib, errno, fcntl, hashlib, itertools, json, math, os, random, sys, tempfile, warnings, zlib
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch
 from fastcore.basics import patch
-from .core import UnknownName, atomic_file, atomic_folder, crc32, settings, show_bytes, sweep, unknown, view, writable
+from .core import UnknownName, atomic_file, atomic_folder, crc32, seed_of, settings, show_bytes, sweep, unknown, view, writable
 from .core import progress as progress_bar
 from .corpus import load_corpus
 from .models import load_model
@@ -404,7 +404,7 @@ class _Reader:
         x = parts[0] if len(parts)==1 else torch.cat(parts)
         return x.to(self.device).float()
 
-def _ahead(read, steps, depth=4):
+def _ahead(read, steps, depth=4, ending=sys.is_finalizing):
     "`read(step)` for each step, computed in a thread up to `depth` steps ahead; the thread ends with the iterator"
     ex,ready = ThreadPoolExecutor(1, thread_name_prefix='store'),deque()
     try:
@@ -412,7 +412,8 @@ def _ahead(read, steps, depth=4):
             ready.append(ex.submit(read, s))
             if len(ready)>depth: yield ready.popleft().result()
         while ready: yield ready.popleft().result()
-    finally: ex.shutdown(wait=True, cancel_futures=True)
+    finally:
+        if not ending(): ex.shutdown(wait=True, cancel_futures=True) # an iterator left open goes with the interpreter, which has ended the thread
 
 # %% ../nbs/30_store.ipynb #3841a30a
 class Rows(NamedTuple):
@@ -532,7 +533,7 @@ def gamma(self:ActivationStore)->float:
 def batches(self:ActivationStore,
     batch_size:int,     # rows
     n_tokens:int=None,  # stop after the batch that reaches so many rows, counted from step 0; endless if None
-    seed:int=0,         # of the order
+    seed:int=None,      # of the order; the settings' unless given
     start:int=0,        # number of the first batch, to go on from
     device='cpu',       # where batches go
 ):                      # iterator of float32 [batch_size, d_in]
@@ -540,7 +541,7 @@ def batches(self:ActivationStore,
     if batch_size<1: raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if start<0: raise ValueError(f"start must be at least 0, got {start}")
     steps = itertools.count(start) if n_tokens is None else range(start, -(-int(n_tokens)//batch_size))
-    return _ahead(_Reader(self._shards, self.site, len(self), batch_size, seed, device), steps)
+    return _ahead(_Reader(self._shards, self.site, len(self), batch_size, seed_of(seed), device), steps)
 
 @patch
 def rows(self:ActivationStore,
@@ -662,6 +663,7 @@ def from_rows(cls:ActivationStore,
     n,names = len(cols['tok']),{int(d): names[d] if d<len(names) else f'{d:06d}' for d in cols['doc'].unique().tolist()}
     header = dict(kind='header', version=1, model='', revision='', sites={site: cols[site].shape[1]}, dtype=dtype, tokenizer='', corpus='', corpus_fingerprint='', split='all', seq_len=n,
                   batch_size=n, n_tokens=n, shard_rows=shard_rows, seed=None, skip_bos=False, bos_id=None, pad_id=None)
+    writable(path.parent, need=n*_row_bytes(header))
     with atomic_folder(path) as tmp:
         with _Writer(tmp, header) as w:
             w.add(cols, dict(doc=0, at=0), names)
@@ -726,13 +728,14 @@ def collect(cls:ActivationStore,
     batch_size:int=16,        # segments the model sees at once
     dtype:str='bfloat16',     # on disk: bfloat16, float32, or float16, which cannot hold large norms
     shard_rows:int=65_536,    # rows of a shard
-    seed:int=0,               # of the order of documents; None for the order given
+    seed:int=None,            # of the order of documents; the settings' unless given
+    shuffle:bool=True,        # documents in a random order; False: in the order given
     skip_bos:bool=True,       # do not store the row of the BOS token
     progress:bool=True,       # show a bar
 )->ActivationStore:           # finished, and open
     "Store activations of a text; goes on with an unfinished store, opens a finished one. Raises `UnknownName`; ValueError for a store of other settings, text without tokens, NaN; OSError for a folder that cannot be written or a full disk"
     model,corpus = load_model(model),load_corpus(corpus)
-    header = _header(model, corpus, site, n_tokens, seq_len, batch_size, dtype, shard_rows, seed, skip_bos)
+    header = _header(model, corpus, site, n_tokens, seq_len, batch_size, dtype, shard_rows, seed_of(seed) if shuffle else None, skip_bos)
     path = Path(path) if path is not None else settings().cache/'acts'/hashlib.blake2b(json.dumps(header).encode(), digest_size=8).hexdigest()
     lines,_ = _read_manifest(path)
     if lines: _same(path, lines[0], header)

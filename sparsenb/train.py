@@ -9,7 +9,7 @@ import numpy as np
 from pathlib import Path
 from torch import Tensor
 from safetensors.torch import save_file, load_file
-from .core import atomic_folder, crc32, progress, read_json, sweep, view, writable, write_json, write_text
+from .core import atomic_folder, crc32, progress, read_json, seed_of, sweep, view, within_memory, writable, write_json, write_text
 from .dictionary import Dictionary, Stats, Step
 
 # %% auto #0
@@ -118,6 +118,7 @@ def _source(data, dictionary, batch_size, seed):
     def one(d, width, what):
         if hasattr(d, 'batches') and hasattr(d, 'scale'): return StoreSource(d, batch_size, seed, width, dictionary.W_enc.device)
         if torch.is_tensor(d) or isinstance(d, np.ndarray): return TensorSource(d, batch_size, seed, width, what)
+        if isinstance(d, (str, Path)): raise TypeError(f"{what} is {str(d)!r}: open it first, with ActivationStore.open")
         if hasattr(d, '__iter__'): return StreamSource(d, batch_size, width, what)
         raise TypeError(f"a store, a tensor (n, {width}) or an iterable of batches was expected, got {type(d).__name__}")
     if dictionary.rebuilds: return one(data, dictionary.d_in, 'the data'),None
@@ -408,17 +409,23 @@ def fit(
     lr:float=None,         # peak learning rate; None: the method's
     warmup:float=None,     # share of the run over which lr rises; None: the method's
     decay:float=None,      # share of the run over which lr falls to zero; None: the method's
-    seed:int=0,            # of the order of the data and of the generator that methods draw from
+    seed:int=None,         # of the order of the data and of the generator that methods draw from; the settings' unless given
     callbacks=(),          # `Callback`s
     path:Path|str=None,    # folder for log.csv, checkpoints and the result; the same call again continues there
     checkpoint_every:int=None, # steps; None: a tenth of the run, at most 1000
     log_every:int=None,    # steps; None: a hundredth of the run, at most 50
     grad_clip:float=None,  # largest norm of the gradient; None: the method's
 )->Run:
-    "Train a dictionary; raises ValueError for data it cannot learn from, FloatingPointError when the loss is no longer a number"
+    "Train a dictionary; raises ValueError for data it cannot learn from, MemoryError for a plan over the settings' memory, FloatingPointError when the loss is no longer a number"
     for nm,v in dict(n_tokens=n_tokens, batch_size=batch_size, checkpoint_every=checkpoint_every or 1, log_every=log_every or 1).items():
         if not isinstance(v, int) or v<1: raise ValueError(f"{nm} must be a whole number of at least 1, got {v!r}")
+    for nm,v in dict(warmup=warmup, decay=decay).items():
+        if v is not None and not 0<=v<=1: raise ValueError(f"{nm} is a share of the run, 0 to 1, got {v!r}")
+    if not isinstance(dictionary, Dictionary): raise TypeError(f"a dictionary was expected, got {dictionary!r}: make one first, dictionaries['topk'](d_in, d_sae)")
     if n_tokens<batch_size: raise ValueError(f"n_tokens={n_tokens} is less than one batch of {batch_size}")
+    n = sum(p.numel() for p in dictionary.parameters())
+    within_memory(4*(4*n+4*batch_size*(dictionary.d_in+dictionary.d_out)), f'training {n:,} parameters (weights, gradient, two moments) on batches of {batch_size:,}', 'take a smaller d_sae or batch_size')
+    seed = seed_of(seed)
     sources = _source(data, dictionary, batch_size, seed)
     mode,n_steps = dictionary.training,n_tokens//batch_size
     with torch.random.fork_rng([dictionary.W_enc.device] if dictionary.W_enc.is_cuda else []), contextlib.ExitStack() as end:

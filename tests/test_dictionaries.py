@@ -1,6 +1,7 @@
 "Contracts of every registered dictionary; TopK and ReLU against plain autograd and known ground truth"
-import copy, itertools
-import pytest, torch
+import copy, errno, itertools, json
+import numpy as np, pytest, torch
+from types import SimpleNamespace
 import torch.nn.functional as F
 from sparsenb.core import UnknownName, dictionaries
 from sparsenb.dictionary import Codes, Dictionary, Pattern, Stats, geometric_median, grouped_topk, load_dictionary, sparse_decode, sparse_encode
@@ -128,6 +129,24 @@ def test_unknown_and_damaged(tmp_path):
     with pytest.raises(FileNotFoundError, match='is missing'): load_dictionary(tmp_path/'d')
     (tmp_path/'d'/'cfg.json').write_text('{"format":')
     with pytest.raises(ValueError, match='cfg.json is damaged'): load_dictionary(tmp_path/'d')
+    cfg = dictionaries['topk'](8, 16, k=2).save(tmp_path/'e')/'cfg.json'
+    good = json.loads(cfg.read_text())
+    cfg.write_text(json.dumps({k: v for k,v in good.items() if k!='crc32'}))
+    with pytest.raises(ValueError, match='cfg.json is damaged: it has no crc32'): load_dictionary(tmp_path/'e')
+    cfg.write_text(json.dumps(good | dict(cfg=good['cfg']|dict(d_sae=12))))
+    with pytest.raises(ValueError, match='cfg.json is altered'): load_dictionary(tmp_path/'e')
+
+def test_save_says_where_it_cannot_write(tmp_path, monkeypatch):
+    d = dictionaries['topk'](8, 16, k=2)
+    (tmp_path/'file').write_text('')
+    with pytest.raises(NotADirectoryError, match='a folder was expected'): d.save(tmp_path/'file'/'d')
+    monkeypatch.setattr('shutil.disk_usage', lambda p: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match='100 B free, .* are needed') as e: d.save(tmp_path/'d')
+    assert e.value.errno==errno.ENOSPC and [p.name for p in tmp_path.iterdir()]==['file']
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    d = dictionaries['topk'](np.int64(8), np.int32(16), k=np.int64(2))
+    assert {type(v) for k,v in d.cfg.items() if k in ('d_in','d_sae','k')}=={int} and load_dictionary(d.save(tmp_path/'d')).cfg==d.cfg
 
 # ---- the sparse machinery ----
 

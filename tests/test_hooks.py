@@ -90,3 +90,35 @@ def test_generation_under_an_edit(model):
 
 def test_ids_outside_the_vocabulary(model):
     with pytest.raises(ValueError, match=r'token ids must be in 0..8191, got 3..9000'): capture(model, torch.tensor([[3,9000]]), 'resid_post.0')
+
+def test_masks_and_integers_select_positions(model):
+    ids,_ = model.tokens('def f(x): return x')
+    def at(positions):
+        got = {}
+        with edited(model, {'resid_post.0': ablate(positions=positions)}), edited(model, {'resid_post.0': lambda t: got.__setitem__('x', t.clone())}): model.logits(ids)
+        return (got['x'].abs().sum(-1)==0)[0].nonzero().flatten().tolist()
+    import numpy as np
+    m = torch.zeros(ids.shape[1], dtype=torch.bool); m[2] = m[4] = True
+    assert at(m)==at([2,4])==at(np.array([2,4]))==at(range(2,5,2))==[2,4] and at(np.int64(3))==[3]
+    with pytest.raises(TypeError, match='use range'): ablate(positions=slice(2))
+    with pytest.raises(TypeError, match='whole numbers'): ablate(heads=[.5])
+
+def test_names_asked_for_are_the_keys():
+    net = torch.nn.Sequential(torch.nn.Linear(3,4), torch.nn.ReLU())
+    assert set(capture(net, torch.randn(2,3), ['1', '0:in']))=={'1', '0:in'}
+    with pytest.raises(ValueError, match='an empty list'): capture(net, [], '1')
+
+def test_a_transcoder_of_another_width_is_refused(model):
+    class Wide:
+        d_in,d_out = 256,64
+        def __call__(self, x): return x[..., :64]
+    with pytest.raises(ValueError, match='writes 64 dimensions, site resid_post.1 of stdlib-4l has 256'):
+        with replaced(model, 'resid_post.1', Wide()): pass
+
+def test_models_no_longer_used_are_freed():
+    import weakref
+    x = torch.randn(2,3); seen = []
+    for _ in range(6):
+        net = torch.nn.Sequential(torch.nn.Linear(3,4)); capture(net, x, '0'); seen.append(weakref.ref(net))
+    del net; gc.collect()
+    assert sum(r() is not None for r in seen)<=2

@@ -1,5 +1,5 @@
 "FeatureIndex against a slow dense reference, killed and resumed, damaged, and with hostile text"
-import json, os, signal, subprocess, sys, textwrap
+import errno, json, os, signal, subprocess, sys, textwrap
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from sparsenb.index import FeatureIndex, VERSION
@@ -216,6 +216,19 @@ def test_wrong_arguments_are_refused_before_work(tmp_path):
     with pytest.raises(ValueError, match=r'toy \(r1\), not from toy \(r2\)'): build(tmp_path/'m', model=m)
     assert not (tmp_path/'m').exists()
 
+@pytest.mark.parametrize('where', ['pass', 'columns'])
+def test_a_full_disk_loses_nothing(tmp_path, made, monkeypatch, where):
+    calls,true = [],dict(save=np.save, fsync=os.fsync)
+    def full(*a, **kw):
+        calls.append(a)
+        if len(calls)<4: return true['save' if where=='columns' else 'fsync'](*a, **kw)
+        raise OSError(errno.ENOSPC, 'No space left on device') if where=='pass' else OSError('40000 requested and 992 written')
+    with monkeypatch.context() as m:
+        m.setattr(*((np, 'save', full) if where=='columns' else (os, 'fsync', full)))
+        with pytest.raises(OSError, match='no space left for .*free some and make the same call again') as e: build(tmp_path/'a')
+    assert e.value.errno==errno.ENOSPC and not (tmp_path/'a'/'index.json').exists()
+    assert columns(build(tmp_path/'a').path)==columns(made.path)
+
 def test_wrong_questions(made):
     for call,kind,message in ((lambda: made.top(12), IndexError, 'feature 12 of an index of 12'), (lambda: made.top(-1), IndexError, 'feature -1'), (lambda: made.top(0, 8), ValueError, 'keeps 7.*n_top=8'),
                               (lambda: made.examples(0, 4), IndexError, 'group 4 of 4'), (lambda: made.neighbours(0, 11), ValueError, 'n_near=11')):
@@ -270,7 +283,7 @@ def test_a_real_store_model_and_dictionary(tmp_path):
     store = ActivationStore.collect(model, words, 'resid_post.1', n_tokens=300, path=tmp_path/'s', seq_len=32, progress=False)
     d = dictionaries['topk'](store.d_in, d_sae=64, k=8)
     d.train()
-    ix = FeatureIndex.build(d, store, model, path=tmp_path/'a', n_top=5, n_quantiles=2, n_per_quantile=2, context=(40, 40))
+    ix = FeatureIndex.build(d, store, 'stdlib-4l', path=tmp_path/'a', n_top=5, n_quantiles=2, n_per_quantile=2, context=(40, 40))
     r = next(store.rows(10_000))
     with torch.no_grad(): f = d.encode(r.x).numpy()
     assert d.training and ix.n_tokens==len(store) and (ix.n_active==(f>0).sum(0)).all() and np.allclose(ix.max_act, f.max(0))

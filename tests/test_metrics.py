@@ -260,6 +260,18 @@ def test_what_does_not_fit_is_refused_before_anything_runs(x, spliced):
     with pytest.raises(ValueError, match='only dictionaries that rebuild their input'): score(dictionaries['topk'](16, 64, 16, k=4), x)
     assert not seen
 
+def test_a_model_that_sees_what_comes_is_refused():
+    from transformers import BertConfig, BertForMaskedLM, BertModel
+    torch.manual_seed(0)
+    c = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=40, max_position_embeddings=32)
+    seen = []
+    m = recorded(topk(), seen)
+    for cls,message in ((BertForMaskedLM, 'sees the tokens that come after'), (BertModel, 'no next-token logits')):
+        model = load_model(cls(c), tokenizer=SimpleNamespace(bos_token_id=None, pad_token_id=1, cls_token_id=0), name='bert')
+        store = Store(torch.randn(9, 16), None, model, [torch.tensor([0, 5, 6, 7])])
+        with pytest.raises(ValueError, match=message): score(m, store, model)
+    assert not seen
+
 def test_a_number_that_is_not_finite_is_named(x, spliced):
     bad = x.clone(); bad[4321,3] = float('nan')
     with pytest.raises(ValueError, match='activation of row 4,321 is not finite'): score(topk(), bad)

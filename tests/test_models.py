@@ -70,6 +70,9 @@ def test_tokens_pad_and_round_trip(model):
     assert ids.shape==mask.shape and (ids[:,0]==model.bos_id).all() and not mask[1,-1] and ids[1,-1]==model.pad_id
     assert ''.join(model.token_text(ids[0][1:][mask[0][1:]]))=='def f(x):\n    return x'
     with pytest.raises(ValueError, match='text 1 is empty'): model.tokens(['a', ''])
+    assert model.bos_id not in model.tokens("x = '<|bos|>'")[0][0,1:]  # spelled out it is text
+
+def test_precision_is_part_of_the_revision(model): assert load_model('stdlib-4l', dtype='float16').revision!=model.revision==load_model('stdlib-4l').revision
 
 def test_padding_changes_nothing(model):
     texts = ['def f(x):\n    return x', 'import os', prompt]

@@ -203,6 +203,11 @@ def test_disk_full_for_real(model, whole, tmp_path):
         with pytest.raises(OSError, match='has .* free, .* are needed'): ActivationStore.collect(model, TEXT, **how(tmp_path/'more', n_tokens=1_000_000))
     finally: subprocess.run(['umount', tmp_path], check=True)
 
+def test_given_rows_want_room_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: type('Usage', (), dict(free=100)))
+    with pytest.raises(OSError, match=f'{tmp_path} has 100 B free') as e: ActivationStore.from_rows(tmp_path/'a', torch.randn(50, 4))
+    assert e.value.errno==errno.ENOSPC and not list(tmp_path.iterdir())
+
 def test_two_writers(model, tmp_path):
     h = st._header(model, load_corpus(TEXT), 'resid_post.0', None, 32, 4, 'bfloat16', 200, 0, True)
     with st._Writer(tmp_path/'acts', h), pytest.raises(RuntimeError, match='another process is writing'):
@@ -336,6 +341,11 @@ def test_batches_are_a_function_of_seed_and_step(given):
     for e in (b[:10_000], b[10_000:20_000]): assert torch.equal(e[e[:,0].argsort()], x[x[:,0].argsort()])
     assert not torch.equal(b[:10_000], b[10_000:20_000])
     assert len(next(s.batches(25_000)))==25_000
+
+def test_an_iterator_left_open_ends_in_silence(given):
+    code = f"from sparsenb.store import ActivationStore\nit = ActivationStore.open({str(given[1].path)!r}).batches(8)\nfor _ in range(5): next(it)"
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert r.returncode==0 and r.stderr==''
 
 def test_order_visits_every_row_once_an_epoch_whatever_the_sizes():
     for n,size,pool in ((1, 1, 64), (15, 4, 64), (16, 16, 64), (1000, 37, 64), (1000, 100, 256), (1001, 7, 1<<18)):

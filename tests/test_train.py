@@ -203,6 +203,9 @@ def test_data_that_cannot_be_learned_from():
     bad('an iterable of batches was expected, got int', 3, error=TypeError)
     bad('give one data set, not a pair', (x, x))
     bad('give a pair', sae=topk(d_out=5))
+    bad("the data is 'acts': open it first", 'acts', error=TypeError)
+    bad('decay is a share of the run, 0 to 1, got 5', decay=5)
+    with pytest.raises(TypeError, match='a dictionary was expected'): fit(dictionaries['topk'], x, 640, 64)
     bad('x has 2000 rows, y has 1999', (x, data(1999, 5)), topk(d_out=5))
 
 def test_a_loss_that_is_no_number_stops_with_place_and_safety(tmp_path):
@@ -253,3 +256,16 @@ def test_provenance_is_saved(tmp_path):
     p = load_dictionary(tmp_path/'final').provenance
     assert p['model_name']=='toy' and p['site']=='resid_post.1' and p['fingerprint']=='abc' and p['steps']==20 and p['training']['batch_size']==64
     assert d.training
+
+
+def test_settings_give_seed_and_memory(monkeypatch):
+    "SPARSENB_SEED is used where no seed is passed; a plan over SPARSENB_MEMORY is refused before anything runs"
+    make = lambda **kw: dictionaries['topk'](8, 16, k=2, **kw)
+    monkeypatch.setenv('SPARSENB_SEED', '7')
+    assert make().cfg['seed']==7 and torch.equal(make().W_enc, make(seed=7).W_enc) and not torch.equal(make().W_enc, make(seed=0).W_enc)
+    x = torch.randn(600, 8)
+    a,b = make(),make()
+    fit(a, x, n_tokens=2048, batch_size=128); fit(b, x, n_tokens=2048, batch_size=128, seed=7)
+    assert torch.equal(a.W_dec, b.W_dec)
+    monkeypatch.setenv('SPARSENB_MEMORY', '10kB')
+    with pytest.raises(MemoryError, match=r'training 280 parameters .* the budget is 10 kB: take a smaller d_sae or batch_size'): fit(make(), x, n_tokens=2048, batch_size=128)

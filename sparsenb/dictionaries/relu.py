@@ -23,7 +23,7 @@ class ReLU(Dictionary):
         d_in:int,             # width of the activations it reads
         d_sae:int,            # number of features
         d_out:int=None,       # width of what it writes; None: it rebuilds its input
-        seed:int=0,           # of the random features it starts with
+        seed:int=None,        # of the random features it starts with; the settings' unless given
         l1_coef:float=5.,     # weight of the penalty, for data with E||x||^2 = d_in
         l1_warmup:float=.05,  # share of the training over which the penalty rises from 0
         dead_after:int=1_000_000, # activations without use after which a feature is dead

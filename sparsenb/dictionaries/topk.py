@@ -6,6 +6,7 @@
 from __future__ import annotations
 import torch
 import torch.nn.functional as F
+from numbers import Integral
 from torch import Tensor
 from ..core import dictionaries
 from ..dictionary import Dictionary, Codes, Step, grouped_topk, sparse_encode, sparse_decode
@@ -22,16 +23,18 @@ class TopK(Dictionary):
         d_in:int,           # width of the activations it reads
         d_sae:int,          # number of features
         d_out:int=None,     # width of what it writes; None: it rebuilds its input
-        seed:int=0,         # of the random features it starts with
+        seed:int=None,      # of the random features it starts with; the settings' unless given
         k:int=32,           # places for each activation, 1..d_sae
         k_aux:int=None,     # places for dead features in AuxK; None: half of d_in; 0: no AuxK
         aux_coef:float=1/32,# weight of AuxK
         dead_after:int=1_000_000, # activations without use after which a feature is dead
     ):
         super().__init__(d_in, d_sae, d_out, seed, dead_after, k=k, k_aux=k_aux, aux_coef=aux_coef)
-        if isinstance(k, bool) or not isinstance(k, int) or not 1<=k<=d_sae: raise ValueError(f"k must be a whole number in 1..d_sae={d_sae}, got {k!r}")
+        if isinstance(k, bool) or not isinstance(k, Integral) or not 1<=k<=d_sae: raise ValueError(f"k must be a whole number in 1..d_sae={d_sae}, got {k!r}")
         if k_aux is not None and not 0<=k_aux<=d_sae: raise ValueError(f"k_aux must be in 0..d_sae={d_sae}, got {k_aux!r}")
-        self.k,self.aux_coef = k,aux_coef
+        if not aux_coef>=0: raise ValueError(f"aux_coef must be at least 0, got {aux_coef!r}")
+        self.k = self.cfg['k'] = int(k)
+        self.aux_coef = aux_coef
         self.k_aux = min(d_sae, max(1, d_in//2)) if k_aux is None else k_aux
 
     def select(self, z:Tensor)->tuple[Tensor,Tensor]:

@@ -84,6 +84,8 @@ def _mark_bars(fig, ends):
     "Show a range of activations as chosen; () for none"
     b = fig.data[0]
     x = np.asarray(b.x)
+    if not ends: # a drag may not have reached the kernel yet: what seems unchanged here is not sent, so change it first
+        with fig.batch_update(): fig.layout.selections,b.selectedpoints = [dict(type='rect', xref='x', yref='y', x0=0, x1=0, y0=0, y1=0)], []
     with fig.batch_update():
         fig.layout.selections = [dict(type='rect', xref='x', yref='y', x0=ends[0], x1=ends[1], y0=0, y1=float(np.max(b.y, initial=0)), line=dict(width=1, dash='dot'))] if ends else ()
         b.selectedpoints = np.flatnonzero((x>=ends[0])&(x<=ends[1]) if ends else x==x) # all, not none: the page keeps what it had otherwise
