@@ -47,6 +47,7 @@ class UnknownName(KeyError):
 # %% ../nbs/00_core.ipynb #5fe41180
 class Registry:
     "The methods of one family by name, imported on first use"
+    __test__ = False  # pytest takes `testbeds` for a test by its name
     def __init__(self,
         family:str,            # plural, the folder's name: 'dictionaries'
         kind:str,              # singular, for messages: 'dictionary'

@@ -53,9 +53,13 @@ class Corpus:
 
     def __len__(self): return self._scan()[0]  # documents
     @property
-    def n_bytes(self)->int: return self._scan()[1]      # of UTF-8 text
+    def n_bytes(self)->int:
+        "Size of the texts in UTF-8"
+        return self._scan()[1]
     @property
-    def fingerprint(self)->str: return self._scan()[2]  # changes with any name or text
+    def fingerprint(self)->str: # hex
+        "Checksum of all names and texts in their order"
+        return self._scan()[2]
     def __repr__(self): return f"Corpus {self.name!r}, {self.split}: {len(self):,} documents, {self.n_bytes/1e6:.2f} MB"
 
 # %% ../nbs/05_corpus.ipynb #986c8f42

@@ -46,13 +46,18 @@ class Model:
         self.n_layers = self.sites.n_layers or get('n_layers','num_hidden_layers','n_layer')
 
     @property
-    def device(self)->torch.device: return next((p.device for p in self.module.parameters()), torch.device('cpu'))
+    def device(self)->torch.device:
+        "Where the parameters are"
+        return next((p.device for p in self.module.parameters()), torch.device('cpu'))
     @property
-    def bos_id(self): # begins every text; BERT's [CLS] counts
+    def bos_id(self): # int or None
+        "The token that begins every text; BERT's [CLS] counts"
         t = self.tokenizer
         return None if t is None else t.bos_token_id if t.bos_token_id is not None else t.cls_token_id
     @property
-    def pad_id(self): return None if self.tokenizer is None else self.tokenizer.pad_token_id
+    def pad_id(self): # int or None
+        "The token that fills short rows"
+        return None if self.tokenizer is None else self.tokenizer.pad_token_id
     def __repr__(self): return f"Model {self.name} ({self.revision}), d_model {self.d_model}, {self.n_layers} layers, {self.n_heads} heads\n{self.sites}"
 
 # %% ../nbs/12_models.ipynb #5b5c23f1
