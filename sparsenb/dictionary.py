@@ -16,7 +16,7 @@ from .core import atomic_folder, crc32, dictionaries, read_json, seed_of, writab
 
 # %% auto #0
 __all__ = ['Codes', 'grouped_topk', 'Pattern', 'sparse_decode', 'sparse_encode', 'Step', 'Dictionary', 'geometric_median',
-           'Stats', 'load_dictionary']
+           'Stats', 'TiedDictionary', 'load_dictionary']
 
 # %% ../nbs/40_dictionary.ipynb #fece7af7
 class Codes(NamedTuple):
@@ -362,6 +362,31 @@ def fold(self:Dictionary)->'Dictionary': # a copy
     d.W_enc *= self.scale; d.W_dec /= self.scale_out; d.b_dec /= self.scale_out
     d.scale.fill_(1.); d.scale_out.fill_(1.)
     return d
+
+# %% ../nbs/40_dictionary.ipynb #d12c2361
+class TiedDictionary(Dictionary):
+    "A dictionary with `W_enc = tie * W_dec.T`; the two are free where it writes another activation than it reads"
+    def __init__(self, *args, **kw):
+        super().__init__(*args, **kw)
+        self.register_buffer('tie', torch.tensor(1.)) # 1 until it is folded
+
+    @torch.no_grad()
+    def before_step(self):
+        "Bring both gradients to the one matrix there is; Adam skips what has none"
+        if not self.rebuilds: return
+        self.W_dec.grad += self.tie*self.W_enc.grad.t()
+        self.W_enc.grad = None
+
+    @torch.no_grad()
+    def after_step(self):
+        "Let the encoder follow"
+        if self.rebuilds: torch.mul(self.W_dec.t(), self.tie, out=self.W_enc.data)
+
+    def fold(self)->'TiedDictionary': # a copy
+        "The same dictionary with the data scale inside its weights, still tied"
+        d = super().fold()
+        d.tie *= self.scale*self.scale_out
+        return d
 
 # %% ../nbs/40_dictionary.ipynb #1b3dcd15
 @patch

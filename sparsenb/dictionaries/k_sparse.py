@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 from ..core import dictionaries
-from ..dictionary import Dictionary, Codes, Step, grouped_topk, sparse_encode, sparse_decode
+from ..dictionary import TiedDictionary, Codes, Step, grouped_topk, sparse_encode, sparse_decode
 
 # %% auto #0
 __all__ = ['KSparse']
@@ -19,7 +19,7 @@ def _places(name, v, d_sae):
     return v
 
 @dictionaries
-class KSparse(Dictionary):
+class KSparse(TiedDictionary):
     "Tied weights, linear pre-activations, the `k` largest kept; `alpha*k` at test time (Makhzani and Frey 2013, arXiv 1312.5663)"
     name = 'k_sparse'
     def __init__(self,
@@ -36,7 +36,6 @@ class KSparse(Dictionary):
         self.k,self.alpha,self.k_start = _places('k', k, d_sae),alpha,_places('k_start', k if k_start is None else k_start, d_sae)
         if not alpha>=1 or round(alpha*k)>d_sae: raise ValueError(f"alpha must be at least 1 with alpha*k at most d_sae={d_sae}, got {alpha!r}")
         if self.k_start<k: raise ValueError(f"k_start must be at least k={k}, got {k_start}")
-        self.register_buffer('tie', torch.tensor(1.))
 
     @property
     def places(self)->int:
@@ -72,25 +71,3 @@ def step(self:KSparse, x:Tensor, y:Tensor=None)->Step:
     val,on = val.detach(),val.detach()!=0
     self.count(torch.zeros_like(self.dead).index_fill_(0, pattern.idx[on], True), len(xc))
     return Step(mse, Codes(pattern.idx, val), x_hat.detach()/self.scale_out, dict(mse=mse.detach(), l0=on.sum()/len(val)))
-
-# %% ../../nbs/dictionaries/k_sparse.ipynb #b720d458
-@patch
-@torch.no_grad()
-def before_step(self:KSparse):
-    "Bring both gradients to the one matrix there is"
-    if not self.rebuilds: return
-    self.W_dec.grad += self.tie*self.W_enc.grad.t()
-    self.W_enc.grad = None
-
-@patch
-@torch.no_grad()
-def after_step(self:KSparse):
-    "Let the encoder follow"
-    if self.rebuilds: torch.mul(self.W_dec.t(), self.tie, out=self.W_enc.data)
-
-@patch
-def fold(self:KSparse)->'KSparse': # a copy
-    "The same dictionary with the data scale inside its weights, still tied"
-    d = Dictionary.fold(self)
-    d.tie *= self.scale*self.scale_out
-    return d

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 from ..core import dictionaries
-from ..dictionary import Dictionary, Codes, Pattern, Step, sparse_decode
+from ..dictionary import TiedDictionary, Codes, Pattern, Step, sparse_decode
 
 # %% auto #0
 __all__ = ['pursue', 'MatchingPursuit']
@@ -67,7 +67,7 @@ def pursue(
 
 # %% ../../nbs/dictionaries/matching_pursuit.ipynb #8d28144a
 @dictionaries
-class MatchingPursuit(Dictionary):
+class MatchingPursuit(TiedDictionary):
     "One feature at a time from what is left, `steps` chosen at inference (MP-SAE; Costa et al. 2025, arXiv 2506.03093)"
     name = 'matching_pursuit'
     def __init__(self,
@@ -82,7 +82,6 @@ class MatchingPursuit(Dictionary):
         super().__init__(d_in, d_sae, d_out, seed, dead_after, steps=steps, threshold=threshold)
         self.steps = self._steps(steps)
         if not threshold>=0: raise ValueError(f"threshold must be at least 0, got {threshold!r}")
-        self.register_buffer('tie', torch.tensor(1.))
         self.register_buffer('stop', torch.tensor(float(threshold)))
 
     def _weights(self, g):
@@ -103,7 +102,7 @@ class MatchingPursuit(Dictionary):
 @patch
 def init_from(self:MatchingPursuit, x, y=None):
     "Scale and mean from the data; nothing is subtracted from the input"
-    Dictionary.init_from(self, x, y)
+    TiedDictionary.init_from(self, x, y)
     self.b_enc.zero_()
     if self.rebuilds: self.b_dec.zero_()
 
@@ -144,23 +143,8 @@ def step(self:MatchingPursuit, x:Tensor, y:Tensor=None)->Step:
     return Step(loss, Codes(idx, val), x_hat.detach()/self.scale_out, dict(mse=mse.detach(), l0=on.sum()/len(val)))
 
 @patch
-@torch.no_grad()
-def before_step(self:MatchingPursuit):
-    "Bring both gradients to the one matrix there is; Adam skips what has none"
-    if not self.rebuilds: return
-    self.W_dec.grad += self.tie*self.W_enc.grad.t()
-    self.W_enc.grad = None
-
-@patch
-@torch.no_grad()
-def after_step(self:MatchingPursuit):
-    "Let the encoder follow"
-    if self.rebuilds: torch.mul(self.W_dec.t(), self.tie, out=self.W_enc.data)
-
-@patch
 def fold(self:MatchingPursuit)->'MatchingPursuit': # a copy
     "The same dictionary with the data scale inside its weights and its threshold, still tied"
-    d = Dictionary.fold(self)
-    d.tie *= self.scale*self.scale_out
+    d = TiedDictionary.fold(self)
     d.stop /= self.scale
     return d
