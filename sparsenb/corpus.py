@@ -4,7 +4,7 @@
 
 # %% ../nbs/05_corpus.ipynb #936a771c
 from __future__ import annotations
-import sysconfig, tempfile, tokenize, zlib
+import sysconfig, tokenize, zlib
 from pathlib import Path
 from typing import NamedTuple
 from .core import UnknownName, unknown

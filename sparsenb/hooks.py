@@ -7,9 +7,9 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 import torch
-from torch import nn, Tensor
+from torch import Tensor
 from .models import Model, load_model
-from .sites import SiteMap, hooking, run, evaluating
+from .sites import hooking, run, evaluating
 
 # %% auto #0
 __all__ = ['Captured', 'inputs_of', 'capture', 'Edit', 'ablate', 'add', 'patch', 'edited', 'replaced']

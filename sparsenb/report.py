@@ -4,7 +4,7 @@
 
 # %% ../nbs/90_report.ipynb #73bf55ae
 from __future__ import annotations
-import ast, contextlib, importlib.util, os, re, tempfile
+import ast, contextlib, importlib.util, os, re
 from pathlib import Path
 from .core import UnknownName, atomic_file, read_json, settings, unknown, view, writable, write_text
 from .views import Html, escaped

@@ -4,8 +4,8 @@
 
 # %% ../nbs/10_sites.ipynb #b0c29eee
 from __future__ import annotations
-import contextlib, re
-from dataclasses import dataclass, replace
+import contextlib
+from dataclasses import dataclass
 import torch
 from torch import nn, Tensor
 from .core import UnknownName, unknown

@@ -4,10 +4,10 @@
 
 # %% ../nbs/30_store.ipynb #3d0524f8
 from __future__ import annotations
-import contextlib, errno, fcntl, hashlib, itertools, json, math, os, random, sys, tempfile, warnings, zlib
+import contextlib, errno, fcntl, hashlib, itertools, json, math, os, random, sys, warnings, zlib
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch

@@ -5,7 +5,7 @@
 # %% ../nbs/80_views.ipynb #6227a069
 from __future__ import annotations
 import html, math, re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
