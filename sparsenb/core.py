@@ -104,13 +104,13 @@ families     = {r.family: r for r in (dictionaries, probes, analyses, testbeds, 
 
 # %% ../nbs/00_core.ipynb #4c2672b8
 def view(
-    kind:str, # a view's class name: 'Table', 'Lines', 'Histogram', 'Tokens', 'Card'
+    kind:str, # a view's class name: 'Table', 'Lines', 'Histogram', 'Tokens', 'Card', 'Scatter', 'Heatmap'
     *args, **kw,
-):            # the view; see the module `views` for each one's fields
+):            # the view; see the modules `views` and `charts` for each one's fields
     "Make a view by name; raises `UnknownName` for a kind that does not exist"
-    mod = importlib.import_module('sparsenb.views')
-    if kind not in mod.kinds: raise UnknownName(unknown('view', kind, mod.kinds))
-    return mod.kinds[kind](*args, **kw)
+    kinds = {k: v for m in ('views', 'charts') for k,v in importlib.import_module(f'sparsenb.{m}').kinds.items()}
+    if kind not in kinds: raise UnknownName(unknown('view', kind, kinds))
+    return kinds[kind](*args, **kw)
 
 # %% ../nbs/00_core.ipynb #9eba8cd1
 def parse_bytes(

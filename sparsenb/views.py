@@ -212,8 +212,9 @@ _ink,_line,_series = '#636b74','#d5d9de',('#d9560b', '#2b6cb0', '#7a4fb5', '#636
 def _ticks(lo, hi, n=5, log=False):
     "Round values between two ends"
     if log:
-        e = range(math.floor(math.log10(lo)), math.ceil(math.log10(hi))+1)
-        return [10.**k for k in e if lo*.999<=10.**k<=hi*1.001][::max(1, len(e)//n)] or [lo, hi]
+        e,near = range(math.floor(math.log10(lo)), math.ceil(math.log10(hi))+1),hi/lo<200
+        at = [t for t in (m*10.**k for k in e for m in ((1, 2, 5) if near else (1,))) if lo*.999<=t<=hi*1.001]
+        return at[::1 if near else max(1, len(e)//n)] or [lo, hi]
     if hi<=lo: return [lo]
     raw = (hi-lo)/n
     mag = 10.**math.floor(math.log10(raw))

@@ -4,11 +4,12 @@ from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 import numpy as np, pytest
 from sparsenb.core import UnknownName, view, widgets
+from sparsenb.charts import Heatmap, Scatter, kinds as charts
 from sparsenb.views import Card, Histogram, Html, Lines, Table, Tokens, _ticks, card_browser, headed, kinds, neighbour_groups, page, show_number, visible
 from toy_index import HOSTILE, ToyIndex
 
 BAD = '\x00\x07\x1b\u202e\u2066\u200b\ud800'
-ALLOWED = set('section style div table thead tbody tr th td small svg text line path rect title b span i form label input aside button select option script html head meta body main h1 h2 p'.split())
+ALLOWED = set('section style div table thead tbody tr th td small svg text line path rect title b span i form label input aside button select option script html head meta body main h1 h2 p g circle'.split())
 
 
 class Reader(html.parser.HTMLParser):
@@ -40,6 +41,8 @@ def hostile_views():
     yield Lines(t[1], [1, 2, 3], {s: [1, np.nan, i] for i,s in enumerate(t)}, x_label=t[0], y_label=t[4], caption=t[2])
     yield Histogram(t[1], [0, 1, 2], [3, 4], x_label=t[0], caption=t[15])
     yield Tokens(t[1], (t, t[::-1]), (np.linspace(-1, 1, n), np.zeros(n)), labels=(t[1], t[0]), peaks=(0, 1), caption=t[2])
+    yield Scatter(t[1], np.arange(n), np.arange(n), group=t, text=t[::-1], lines={t[1]: [(0, 0), (1, 1)]}, x_label=t[0], y_label=t[4], caption=t[2])
+    yield Heatmap(t[1], np.eye(n), t, t[::-1], row_label=t[0], col_label=t[4], caption=t[2])
     yield ToyIndex(hostile=True).card(1)
     yield card_browser([ToyIndex(hostile=True).card(i) for i in range(n)], t[1])
 
@@ -47,7 +50,7 @@ def hostile_views():
 @pytest.mark.parametrize('v', [*hostile_views()], ids=lambda v: type(v).__name__)
 def test_hostile_text_stays_text(v):
     text = harmless(v.html())
-    for s in ('</script>', '<img src=x onerror="window.pwned=1">'): assert s in text or isinstance(v, (Lines, Histogram)), s
+    for s in ('</script>', '<img src=x onerror="window.pwned=1">'): assert s in text or isinstance(v, (Lines, Histogram, Scatter, Heatmap)), s
     assert harmless(v._repr_html_())
     if hasattr(v, 'svg'): xml.dom.minidom.parseString(v.svg(300))  # valid XML on its own
 
@@ -63,10 +66,10 @@ def test_page_is_offline_whole_and_safe(tmp_path):
 
 def test_each_kind_names_its_numbers():
     card = ToyIndex().card(3)
-    for v in (card, card.histogram, card.up, card.examples[0], Lines('l', [1, 2], {'a': [3, 4]})):
+    for v in (card, card.histogram, card.up, card.examples[0], Lines('l', [1, 2], {'a': [3, 4]}), Scatter('s', [1], [2]), Heatmap('h', [[1]], 'a', 'b')):
         assert v.numbers() and all(isinstance(a, np.ndarray) for a in v.numbers().values())
     assert {'histogram.counts', 'up.token', 'down.effect', 'examples.0.value', 'neighbours.feature'}<=set(card.numbers())
-    assert sorted(kinds)==['Card', 'Histogram', 'Lines', 'Table', 'Tokens']
+    assert sorted(kinds)==['Card', 'Histogram', 'Lines', 'Table', 'Tokens'] and sorted(charts)==['Heatmap', 'Scatter']
     with pytest.raises(UnknownName, match="did you mean 'Tokens'"): view('Token', 't', (), ())
 
 
@@ -75,6 +78,11 @@ def test_each_kind_names_its_numbers():
     (lambda: Table('t', ('a',), [((1, 2),)]), r'\(value, low, high\), got \(1, 2\)'),
     (lambda: Lines('l', [1, 2], {'a': [1]}), "series 'a' has 1 values, x has 2"),
     (lambda: Lines('l', [[1, 2]], {}), r'x must have 1 dimension, got shape \(1, 2\)'),
+    (lambda: Scatter('s', [1, 2], [1]), "'s': x has 2 values, y has 1"),
+    (lambda: Scatter('s', [1], [1], group='ab'), '2 groups for 1 points'),
+    (lambda: Scatter('s', [1], [1], lines={'a': [(1, 2, 3)]}), r"line 'a' must have shape \(m, 2\), got \(1, 3\)"),
+    (lambda: Heatmap('h', [[1, 2]], 'a', 'b'), r'z has shape \(1, 2\), there are 1 rows and 1 columns'),
+    (lambda: Heatmap('h', [[1]], 'a', 'b', lo=3, hi=2), 'lo=3.0 is above hi=2.0'),
     (lambda: Histogram('h', [0, 1], [1, 2]), '2 counts need 3 edges, got 2'),
     (lambda: Histogram('h', [0, 0], [1]), 'edges must rise'),
     (lambda: Histogram('h', [0, 1], [-1]), 'negative'),
@@ -116,6 +124,18 @@ def test_lines_break_at_gaps_and_keep_extremes():
     assert 'No points' in Lines('l', [1], {'y': [np.nan]}).html()
     assert 'No points' in Lines('l', [1], {'y': [-1]}, log_y=True).html()
 
+
+def test_points_and_cells_are_where_their_numbers_say():
+    s = Scatter('s', [0, 1, 2, np.nan], [0, 2, 4, 1], group='aabb', log_x=False)
+    at = np.array([[float(v) for v in m] for m in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="3" class="f\d" fill="[^"]*" fill-opacity=".75"><title>', s.svg(400))])
+    assert len(at)==3 and at[1]==pytest.approx((at[0]+at[2])/2, abs=.06) and at[0,0]<at[2,0] and at[0,1]>at[2,1]
+    big = Scatter('s', np.arange(9000), np.arange(9000))
+    assert big.svg().count('<circle')==3000 and '3,000 of 9,000 points are drawn' in big.html() and len(big.numbers()['x'])==9000
+    h = Heatmap('h', [[0, .5], [1, np.nan]], 'ab', 'cd')
+    assert re.findall(r'fill-opacity="([\d.]+)"><title>', h.svg())==['0.00', '0.38', '0.75', '0.00'] and '>0.50<' in h.svg()
+    s = Heatmap('h', [[-2, 0, 1]], 'a', 'bcd', signed=True)
+    assert re.findall(r'class="f(\d)" fill="[^"]*" fill-opacity="([\d.]+)"><title>', s.svg())==[('1', '0.75'), ('0', '0.00'), ('0', '0.38')] and (s.lo,s.hi)==(-2, 2)
+    assert 'No points to draw' in Scatter('s', [np.nan], [1]).html() and 'No numbers to draw' in Heatmap('h', [[np.nan]], 'a', 'b').html()
 
 def test_heat_is_in_proportion_and_the_same_over_a_card():
     k = Tokens('k', (('a', 'b', 'c', 'd'),), ([0, 2, -4, np.nan],))
