@@ -17,17 +17,15 @@ __all__ = ['TensorSource', 'StoreSource', 'StreamSource', 'Run', 'Callback', 'Ea
 
 # %% ../nbs/60_train.ipynb #e38b2545
 def _check_stats(
-    x:Tensor,   # (n, d)
-    mean:Tensor,# (d,)
-    what:str,   # what the rows are, for messages
+    x:Tensor, # (n, d)
+    what:str, # what the rows are, for messages
 ):
     "Raise ValueError for rows with NaN or infinity (where), all zeros, or all equal"
     if not torch.isfinite(x).all():
         row,col = (~torch.isfinite(x)).nonzero()[0].tolist()
         raise ValueError(f"{what}: row {row}, dimension {col} is {x[row,col].item()}; {int((~torch.isfinite(x)).any(1).sum())} of {len(x)} rows hold NaN or infinity")
-    size = x.norm()
-    if size==0: raise ValueError(f"{what}: all {len(x)} rows looked at are zero; there is nothing to learn")
-    if (x-mean).norm()<=1e-6*size: raise ValueError(f"{what}: all {len(x)} rows looked at are equal; there is nothing to learn")
+    if not x.any(): raise ValueError(f"{what}: all {len(x)} rows looked at are zero; there is nothing to learn")
+    if ((x-x[0]).abs()<=1e-6*x[0].abs()).all(): raise ValueError(f"{what}: all {len(x)} rows looked at are equal; there is nothing to learn")
 
 def _check_width(d, want, what):
     if d!=want: raise ValueError(f"{what} has width {d}, the dictionary expects {want}: make it with the data's width")
@@ -42,7 +40,7 @@ class TensorSource:
         if len(self.x)<batch_size: raise ValueError(f"{what} has {len(self.x)} rows, a batch needs {batch_size}: give a smaller batch_size")
         mean = self.x.mean(0, dtype=torch.float32)
         sample = self.x[self._rows(0, min(len(self.x), 8192))].float()
-        _check_stats(sample if torch.isfinite(mean).all() else self.x.float(), mean, what)
+        _check_stats(sample if torch.isfinite(mean).all() else self.x.float(), what)
         square = torch.linalg.vector_norm(self.x, dtype=torch.float32).item()**2/len(self.x)
         self.stats = Stats(mean, math.sqrt(d/square), sample)
         self.fingerprint = f'{zlib.crc32(self.x.cpu().contiguous().view(torch.uint8).numpy()):08x}'
@@ -74,7 +72,7 @@ class StoreSource:
         self.store,self.batch_size,self.seed,self.device = store,batch_size,seed,device
         mean = torch.as_tensor(np.asarray(store.mean), dtype=torch.float32)
         with contextlib.closing(store.batches(min(len(store), 8192), seed=seed)) as it: sample = next(it)
-        _check_stats(sample, mean, what)
+        _check_stats(sample, what)
         self.stats,self.fingerprint = Stats(mean, float(store.scale), sample),str(store.fingerprint)
 
     def batches(self, start): return self.store.batches(self.batch_size, seed=self.seed, start=start, device=self.device)
@@ -90,7 +88,7 @@ class StreamSource:
         if self.once: self.it = itertools.chain(first, self.it)
         sample = torch.cat(first)
         mean = sample.mean(0)
-        _check_stats(sample, mean, what)
+        _check_stats(sample, what)
         self.stats,self.fingerprint = Stats(mean, math.sqrt(d/sample.square().sum(1).mean().item()), sample),''
 
     def _cut(self):
@@ -228,7 +226,7 @@ class Progress(Callback):
 def _state(run)->dict: # name -> tensor
     "Everything the next step depends on"
     d,opt = run.dictionary,run.opt
-    adam = {f'adam.{n}.{k}': v for n,p in d.named_parameters() for k,v in opt.state[p].items()}
+    adam = {f'adam.{n}.{k}': v for n,p in d.named_parameters() if opt and p in opt.state for k,v in opt.state[p].items()}
     rng = {'rng.cpu': torch.get_rng_state()} | {f'rng.cuda.{i}': s for i,s in enumerate(torch.cuda.get_rng_state_all() if d.W_enc.is_cuda else [])}
     state = {f'model.{k}': v for k,v in d.state_dict().items()} | adam | rng | {'window': run.window}
     return {k: v.detach().cpu().contiguous() for k,v in state.items()}
@@ -237,6 +235,7 @@ def _restore(run, state):
     d,dev = run.dictionary,run.dictionary.W_enc.device
     d.load_state_dict({k[6:]: v for k,v in state.items() if k.startswith('model.')})
     for n,p in d.named_parameters():
+        if not p.requires_grad: continue
         adam = {k: state[f'adam.{n}.{k}'] for k in ('step','exp_avg','exp_avg_sq') if f'adam.{n}.{k}' in state}
         run.opt.state[p] = {k: torch.empty_like(p if v.ndim else v, device=dev).copy_(v) for k,v in adam.items()} # in the weight's own memory layout
     torch.set_rng_state(state['rng.cpu'])
@@ -330,18 +329,23 @@ def _lr(step, n_steps, lr, warmup, decay):
     down = min(1, (n_steps-step)/max(1, decay*n_steps))
     return lr*min(up, down)
 
+def _descend(run, loss):
+    "Move what is trained by gradients"
+    d,clip = run.dictionary,run.settings['grad_clip']
+    for g in run.opt.param_groups: g['lr'] = run.lr
+    run.opt.zero_grad()
+    loss.backward()
+    d.before_step()
+    if clip: torch.nn.utils.clip_grad_norm_(d.parameters(), clip)
+    run.opt.step()
+
 def _one_step(run, x, y):
     d,s = run.dictionary,run.settings
     d.progress = run.step/run.n_steps
-    run.lr = _lr(run.step, run.n_steps, s['lr'], s['warmup'], s['decay'])
-    for g in run.opt.param_groups: g['lr'] = run.lr
+    run.lr = _lr(run.step, run.n_steps, s['lr'], s['warmup'], s['decay']) if run.opt else 0.
     out = d.step(x, y)
     if out.loss.device.type=='cpu' and not math.isfinite(out.loss.item()): _refuse(run, run.step+1, out.loss.item(), x, y) # elsewhere the log looks: reading each step would wait for the device
-    run.opt.zero_grad()
-    out.loss.backward()
-    d.before_step()
-    if s['grad_clip']: torch.nn.utils.clip_grad_norm_(d.parameters(), s['grad_clip'])
-    run.opt.step()
+    if run.opt: _descend(run, out.loss)
     d.after_step()
     _measure(run, out, x if y is None else y)
     run.step += 1
@@ -380,7 +384,8 @@ def _begin(dictionary, sources, n_tokens, batch_size, seed, path, given):
     settings = dict(dictionary=dictionary.name, cfg=dictionary.cfg, data=[s.fingerprint for s in sources if s],
                     n_tokens=n_tokens, batch_size=batch_size, seed=seed, **r)
     run = Run(dictionary, n_tokens//batch_size, batch_size, settings, writable(path) if path else None)
-    run.opt = torch.optim.Adam(dictionary.parameters(), lr=r['lr'], betas=r['betas'], eps=r['eps'], fused=True)
+    trained = [p for p in dictionary.parameters() if p.requires_grad]
+    run.opt = torch.optim.Adam(trained, lr=r['lr'], betas=r['betas'], eps=r['eps'], fused=True) if trained else None
     run.window,run.parts,run.lr = torch.empty(0, device=dictionary.W_enc.device),None,0.
     if run.path and _load(run): return run
     if not dictionary.n_seen: dictionary.init_from(*(s.stats for s in sources if s))
@@ -392,6 +397,7 @@ def _finish(run, data):
     "Note where the dictionary comes from, save it, let go of the optimiser"
     d,kept = run.dictionary,('model_name','revision','site','corpus','split','fingerprint')
     d.progress = 1.
+    d.after_fit()
     d.provenance = {k: str(getattr(data, k)) for k in kept if getattr(data, k, None) is not None} | dict(training=run.settings, steps=run.step, stopped=run.stopped)
     run.timing['activations_per_second'] = run.step*run.batch_size/max(run.timing['seconds'], 1e-9)
     if run.path:
@@ -423,8 +429,8 @@ def fit(
         if v is not None and not 0<=v<=1: raise ValueError(f"{nm} is a share of the run, 0 to 1, got {v!r}")
     if not isinstance(dictionary, Dictionary): raise TypeError(f"a dictionary was expected, got {dictionary!r}: make one first, dictionaries['topk'](d_in, d_sae)")
     if n_tokens<batch_size: raise ValueError(f"n_tokens={n_tokens} is less than one batch of {batch_size}")
-    n = sum(p.numel() for p in dictionary.parameters())
-    within_memory(4*(4*n+4*batch_size*(dictionary.d_in+dictionary.d_out)), f'training {n:,} parameters (weights, gradient, two moments) on batches of {batch_size:,}', 'take a smaller d_sae or batch_size')
+    n,trained = (sum(p.numel() for p in dictionary.parameters() if p.requires_grad or every) for every in (True, False))
+    within_memory(4*(n+3*trained+dictionary.keeps+4*batch_size*(dictionary.d_in+dictionary.d_out)), f'training {n:,} parameters (weights, gradient, two moments) on batches of {batch_size:,}', f"take a smaller d_sae or batch_size{', or n_fit' if dictionary.keeps else ''}")
     seed = seed_of(seed)
     sources = _source(data, dictionary, batch_size, seed)
     mode,n_steps = dictionary.training,n_tokens//batch_size

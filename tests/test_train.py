@@ -163,6 +163,38 @@ def test_adam_is_torchs_adam():
         A.step(); B.step()
     torch.testing.assert_close(a, b)
 
+class Still(dictionaries['topk']):
+    "TopK with some of its parameters frozen; counts what training calls"
+    name = 'still'
+    def __init__(self, *args, frozen=('W_dec',), **kw):
+        super().__init__(*args, **kw)
+        self.calls,self.frozen = [],frozen
+        for n,p in self.named_parameters(): p.requires_grad_(n not in frozen)
+    def before_step(self): self.calls.append('before_step')
+    def after_step(self): self.calls.append('after_step')
+    def after_fit(self): self.calls.append('after_fit')
+
+def test_only_what_has_a_gradient_is_trained(tmp_path):
+    make = lambda **kw: Still(8, 32, k=4, k_aux=0, **kw)
+    a,start = make(),make()
+    fit(a, data(), 64*30, 64, path=tmp_path/'a', checkpoint_every=10)
+    assert torch.equal(a.W_dec, start.W_dec) and not torch.equal(a.W_enc, start.W_enc) and a.calls==['before_step','after_step']*30+['after_fit']
+    saved = train.load_file(tmp_path/'a'/'step-00000030'/'state.safetensors')
+    assert sorted(k for k in saved if k.startswith('adam.') and 'exp_avg_sq' in k)==[f'adam.{n}.exp_avg_sq' for n in ('W_enc','b_dec','b_enc')]
+    with pytest.raises(KeyboardInterrupt): fit(make(), data(), 64*30, 64, path=tmp_path/'b', checkpoint_every=10, callbacks=[At(17, interrupt)])
+    b = make(); fit(b, data(), 64*30, 64, path=tmp_path/'b', checkpoint_every=10)
+    same(a, b)
+
+def test_a_method_without_gradients_runs_through_the_same_loop(tmp_path):
+    every = ('W_enc','b_enc','W_dec','b_dec')
+    d,fresh = (Still(8, 32, k=4, k_aux=0, frozen=every) for _ in range(2))
+    run = fit(d, data(), 64*30, 64, lr=.1, path=tmp_path, checkpoint_every=10)
+    assert d.calls==['after_step']*30+['after_fit'] and d.n_seen==64*30 and torch.equal(d.W_enc, fresh.W_enc) and (run.history['lr']==0).all()
+    assert not any(k.startswith('adam.') for k in train.load_file(run.checkpoints[-1]/'state.safetensors'))
+    again = Still(8, 32, k=4, k_aux=0, frozen=every)
+    assert fit(again, data(), 64*30, 64, lr=.1, path=tmp_path, checkpoint_every=10).step==30
+    same(d, again)
+
 # ---- data ----
 
 def test_stores_tensors_streams_and_pairs():
@@ -191,6 +223,9 @@ def test_data_that_cannot_be_learned_from():
     bad('row 1234, dimension 5 is nan; 1 of 2000 rows', nan)
     bad('rows looked at are zero', torch.zeros(100, 8))
     bad('rows looked at are equal', torch.ones(100, 8))
+    bad('rows looked at are equal', torch.full((100_000, 8), 3.3))
+    hidden = torch.full((2000, 8), 5e4); hidden[:,1:] = .01*data()[:,1:]
+    assert fit(topk(), hidden, 640, 64).step==10 # one enormous constant channel does not hide what moves in the others
     bad('rows looked at are zero', [torch.zeros(100, 8)])
     bad('has width 8, the dictionary expects 6', sae=dictionaries['topk'](6, 16, k=4))
     bad('the store of resid_post.1 has width 5, the dictionary expects 8', Store(data(d=5)))

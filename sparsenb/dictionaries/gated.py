@@ -18,6 +18,7 @@ __all__ = ['Gated', 'step']
 class Gated(Dictionary):
     "A gate decides, a magnitude says how strongly; L1 on the gate alone (Rajamanoharan et al. 2024, arXiv 2404.16014)"
     name = 'gated'
+    sparsity = ('l1_coef', -1)
     def __init__(self,
         d_in:int,             # width of the activations it reads
         d_sae:int,            # number of features

@@ -11,7 +11,7 @@ from ..core import dictionaries, unknown, UnknownName
 from ..dictionary import Dictionary, Codes, Step
 
 # %% auto #0
-__all__ = ['jump', 'JumpReLU', 'init_from', 'sparsity', 'step']
+__all__ = ['jump', 'JumpReLU', 'init_from', 'penalties', 'step']
 
 # %% ../../nbs/dictionaries/jumprelu.ipynb #8a419e63
 class _Jump(torch.autograd.Function):
@@ -43,6 +43,7 @@ def jump(
 class JumpReLU(Dictionary):
     "A learned threshold for each feature, a penalty on how many pass (Rajamanoharan et al. 2024, arXiv 2407.14435)"
     name = 'jumprelu'
+    sparsity = ('l0_coef', -1)
     def __init__(self,
         d_in:int,             # width of the activations it reads
         d_sae:int,            # number of features
@@ -84,7 +85,7 @@ def init_from(self, x, y=None):
     Dictionary.init_from(self, x, y)
     if self.rebuilds: self.b_enc.copy_(-self.b_dec@self.W_enc)
 
-def sparsity(self,
+def penalties(self,
     z:Tensor,    # (n, d_sae): pre-activations
     f:Tensor,    # (n, d_sae)
     on:Tensor,   # (n, d_sae): 1 where a feature passes
@@ -101,7 +102,7 @@ def step(self, x:Tensor, y:Tensor=None)->Step:
     f,on = jump(z, theta, self.width, self.penalty=='tanh')
     x_hat = f@self.W_dec + self.b_dec
     mse = (x_hat-y).square().sum()/len(xc)
-    count,pre = self.sparsity(z, f, on, theta)
+    count,pre = self.penalties(z, f, on, theta)
     coef = self.l0_coef*(min(1, self.progress/self.l0_warmup) if self.l0_warmup else 1)
     f,fired = f.detach(),on.detach()>0
     self.count(fired.any(0), len(xc))
@@ -109,4 +110,4 @@ def step(self, x:Tensor, y:Tensor=None)->Step:
     return Step(mse + coef*count + self.pre_coef*pre, Codes(places, f), x_hat.detach()/self.scale_out,
                 dict(mse=mse.detach(), l0=fired.sum()/len(xc), penalty=(coef*count).detach()))
 
-JumpReLU.init_from,JumpReLU.sparsity,JumpReLU.step = init_from,sparsity,step
+JumpReLU.init_from,JumpReLU.penalties,JumpReLU.step = init_from,penalties,step

@@ -22,6 +22,7 @@ def _places(name, v, d_sae):
 class KSparse(TiedDictionary):
     "Tied weights, linear pre-activations, the `k` largest kept; `alpha*k` at test time (Makhzani and Frey 2013, arXiv 1312.5663)"
     name = 'k_sparse'
+    sparsity = ('k', +1)
     def __init__(self,
         d_in:int,           # width of the activations it reads
         d_sae:int,          # number of features

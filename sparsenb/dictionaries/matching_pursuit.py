@@ -70,6 +70,7 @@ def pursue(
 class MatchingPursuit(TiedDictionary):
     "One feature at a time from what is left, `steps` chosen at inference (MP-SAE; Costa et al. 2025, arXiv 2506.03093)"
     name = 'matching_pursuit'
+    sparsity = ('steps', +1)
     def __init__(self,
         d_in:int,             # width of the activations it reads
         d_sae:int,            # number of features

@@ -18,6 +18,7 @@ __all__ = ['ReLU']
 class ReLU(Dictionary):
     "All positive pre-activations, an L1 penalty weighted by decoder norms (Conerly et al., April 2024)"
     name = 'relu'
+    sparsity = ('l1_coef', -1)
     dec_norm = .1
     def __init__(self,
         d_in:int,             # width of the activations it reads
