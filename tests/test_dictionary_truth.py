@@ -3,7 +3,7 @@ import functools
 import pytest, torch
 from sparsenb.core import dictionaries, testbeds
 from sparsenb.dictionary import Codes
-from sparsenb.train import fit
+from sparsenb.train import Callback, fit
 
 torch.set_num_threads(1)
 
@@ -79,6 +79,70 @@ def test_strengths_are_kept(name, kw):
 def test_only_l1_shrinks():
     s = g1('relu', l1_coef=.384)[1]
     assert s['shrinkage']<.97 and s['mmcs']>=.98 and s['l0']>8, s
+
+# ---- Multi-TopK ----
+
+def test_multi_topk_is_dense_autograds():
+    "Twenty steps of L(k) + L(4k)/8 through sparse codes, and by plain autograd: the same losses and weights"
+    g = torch.Generator().manual_seed(0)
+    M,sae = torch.randn(16, 16, generator=g),dictionaries['topk'](16, 64, k=3, multi_coef=1/8)
+    assert sae.multi_k==12
+    W = {n: p.detach().clone().requires_grad_() for n,p in sae.named_parameters()}
+    ours,dense = (torch.optim.Adam(p, lr=1e-3) for p in (sae.parameters(), W.values()))
+    for _ in range(20):
+        x = torch.randn(200, 16, generator=g)@M
+        out = sae.step(x)
+        ours.zero_grad(); out.loss.backward(); sae.before_step(); ours.step(); sae.after_step()
+        z = (x-W['b_dec'])@W['W_enc'] + W['b_enc']
+        def error(k):
+            v,i = z.topk(k)
+            return (Codes(i, v.relu()).dense(64)@W['W_dec'] + W['b_dec'] - x).square().sum(1).mean()
+        short,long = error(3),error(12)
+        dense.zero_grad(); (short+long/8).backward()
+        torch.testing.assert_close(out.loss, short+long/8); torch.testing.assert_close(out.parts['mse'], short.detach()); torch.testing.assert_close(out.parts['multi'], long.detach())
+        assert out.codes.idx.shape==(200, 3)
+        with torch.no_grad():
+            D = W['W_dec']; D.grad -= (D.grad*D).sum(1, keepdim=True)*D
+            dense.step(); D /= D.norm(dim=1, keepdim=True)
+    for n,p in sae.named_parameters(): torch.testing.assert_close(p, W[n], rtol=0, atol=1e-4)
+
+def test_multi_topk_is_progressive():
+    "Given four times the places, plain TopK gets worse and Multi-TopK better; at k they differ little"
+    fvu = {}
+    for name,kw in (('plain', {}), ('multi', dict(multi_coef=1/8))):
+        sae,s = g1('topk', 800, k=4, dead_after=10_000, **kw)
+        more = dictionaries['topk'](**sae.cfg|dict(k=16)); more.load_state_dict(sae.state_dict())
+        fvu[name] = s['fvu'],testbeds['superposition']().score(more)['fvu'].value
+        assert s['mmcs']>.98, s
+    assert fvu['plain'][1]>1.2*fvu['plain'][0] and fvu['multi'][1]<.55*fvu['plain'][1] and fvu['multi'][1]<fvu['multi'][0]<1.1*fvu['plain'][0], fvu
+
+def test_multi_topk_settings(tmp_path):
+    from sparsenb.dictionary import load_dictionary
+    make = dictionaries['topk']
+    assert 'multi_k' not in make(8, 32, k=4).cfg and make(8, 32, k=10, multi_coef=.1).multi_k==32
+    sae = make(8, 32, k=4, multi_k=9, multi_coef=.1)
+    back = load_dictionary(sae.save(tmp_path/'d'))
+    assert (back.multi_k, back.multi_coef, back.cfg)==(9, .1, sae.cfg)
+    for bad in (4, 33, 5.5):
+        with pytest.raises(ValueError, match='multi_k must be a whole number above k=4 and at most d_sae=32'): make(8, 32, k=4, multi_k=bad, multi_coef=.1)
+    with pytest.raises(ValueError, match='above k=32'): make(8, 32, k=32, multi_coef=.1)
+    with pytest.raises(ValueError, match='multi_coef must be at least 0, got -1'): make(8, 32, k=4, multi_coef=-1)
+
+# ---- L1 on the tree ----
+
+class TowardsL0(Callback):
+    "Moves the penalty's weight a little after every step until as many features are used as are there"
+    def __init__(self, target): self.target = target
+    def after_step(self, run, out): run.dictionary.l1_coef *= 1.01 if out.parts['l0']>self.target else .99
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_l1_leaks_parents_into_children(seed):
+    "At the true sparsity (1.36) a penalty on the sum prefers one mixed feature to two: matching pursuit's leak is at most .02"
+    bed = testbeds['tree'](seed=seed)
+    sae = dictionaries['relu'](20, 20, seed=seed, l1_coef=.1)
+    fit(sae, bed, 1500*200, 200, lr=4e-3, callbacks=[TowardsL0(1.4)])
+    s = bed.score(sae)
+    assert s['leak'].value>=.4 and 1.3<s['l0'].value<1.5 and s['fvu'].value<.15, s
 
 # ---- JumpReLU ----
 

@@ -5,12 +5,24 @@
 # %% ../../nbs/dictionaries/matryoshka.ipynb #93bbaef4
 from __future__ import annotations
 import torch
-from torch import Tensor
-from ..core import dictionaries
+import torch.nn.functional as F
+from torch import nn, Tensor
+from ..core import dictionaries, seed_of
 from ..dictionary import Pattern, sparse_decode
 
 # %% auto #0
-__all__ = ['nested_decode', 'sample_prefixes', 'Matryoshka']
+__all__ = ['nested_loss', 'nested_decode', 'sample_prefixes', 'Matryoshka', 'PrefixHead', 'sample_cuts']
+
+# %% ../../nbs/dictionaries/matryoshka.ipynb #03658379
+def nested_loss(
+    loss,         # of one prefix: called with each of `prefixes`, gives a scalar
+    prefixes,     # lengths, or whatever says where to cut: (layer, width)
+    weights=None, # one for each, none negative and not all 0; None: all the same
+)->Tensor:        # scalar
+    "Weighted mean of a loss over nested prefixes; raises ValueError for weights that do not fit"
+    w = [1.]*len(prefixes) if weights is None else [float(v) for v in weights]
+    if len(w)!=len(prefixes) or not all(v>=0 for v in w) or not sum(w)>0: raise ValueError(f"{len(prefixes)} weights of at least 0, not all 0, were expected, got {weights}")
+    return sum(v*loss(m) for v,m in zip(w, prefixes) if v)/sum(w)
 
 # %% ../../nbs/dictionaries/matryoshka.ipynb #780365bf
 def nested_decode(
@@ -59,23 +71,26 @@ class Matryoshka(dictionaries['batch_topk']):
         aux_coef:float=1/32,# weight of AuxK
         dead_after:int=1_000_000, # activations without use after which a feature is dead
         threshold_decay:float=.9, # what the running mean of the threshold keeps in a step, 0..1
+        weights=None,       # of the prefixes' errors, the whole included; None: all the same
     ):
         super().__init__(d_in, d_sae, d_out, seed, k, k_aux, aux_coef, dead_after, threshold_decay)
-        self.cfg |= dict(prefixes=None if prefixes is None else list(prefixes), n_sampled=n_sampled, power=power)
+        self.cfg |= dict(prefixes=None if prefixes is None else list(prefixes), n_sampled=n_sampled, power=power, weights=None if weights is None else [float(w) for w in weights])
         if n_sampled and prefixes is not None: raise ValueError(f"prefixes are given ({list(prefixes)}) or drawn (n_sampled={n_sampled}), not both")
         if isinstance(n_sampled, bool) or not isinstance(n_sampled, int) or n_sampled<0: raise ValueError(f"n_sampled must be a whole number of at least 0, got {n_sampled!r}")
         if not power>0: raise ValueError(f"power must be above 0, got {power!r}")
         fixed = list(prefixes) if prefixes is not None else sorted({max(1, d_sae*i//32) for i in (1, 3, 7, 15)})
         if any(isinstance(m, bool) or not isinstance(m, int) for m in fixed) or not all(a<b for a,b in zip([0, *fixed], [*fixed, d_sae+1])):
             raise ValueError(f"prefixes must be whole numbers that rise from at least 1 to at most d_sae={d_sae}, got {fixed}")
-        self.n_sampled,self.power,self.prefixes = n_sampled,power,sorted({*fixed, d_sae})
+        self.n_sampled,self.power,self.prefixes,self.weights = n_sampled,power,sorted({*fixed, d_sae}),self.cfg['weights']
+        if n_sampled and weights is not None: raise ValueError(f"weights belong to fixed prefixes, but n_sampled={n_sampled} are drawn")
+        nested_loss(lambda m: 1., self.prefixes, self.weights) # refuses weights that do not fit
 
     def errors(self, pattern, val:Tensor, y:Tensor)->tuple[Tensor,Tensor,dict]:
-        "Mean of the prefixes' squared errors; `nested` among the parts"
+        "Weighted mean of the prefixes' squared errors; `nested` among the parts"
         prefixes = sample_prefixes(self.d_sae, self.n_sampled, self.power) if self.n_sampled else self.prefixes
-        x_hats = [x+self.b_dec for x in nested_decode(pattern, val, self.W_dec, prefixes)]
-        loss = sum((x-y).square().sum() for x in x_hats)/(len(y)*len(prefixes))
-        return loss, x_hats[-1], dict(nested=loss.detach())
+        x_hats = {m: x+self.b_dec for m,x in zip(prefixes, nested_decode(pattern, val, self.W_dec, prefixes))}
+        loss = nested_loss(lambda m: (x_hats[m]-y).square().sum()/len(y), prefixes, self.weights)
+        return loss, x_hats[self.d_sae], dict(nested=loss.detach())
 
     def decode_prefixes(self,
         x:Tensor,       # (..., d_in), the user's units
@@ -85,3 +100,54 @@ class Matryoshka(dictionaries['batch_topk']):
         f,out = self.encode(x),[]
         for m in prefixes or self.prefixes: out.append((f[...,:m]@self.W_dec[:m] + self.b_dec)/self.scale_out)
         return out
+
+# %% ../../nbs/dictionaries/matryoshka.ipynb #79ae2fc9
+class PrefixHead(nn.Module):
+    "Linear classifiers on nested prefixes of embeddings, and their loss (MRL; Kusupati et al. 2022, arXiv 2205.13147; 2DMSE; Li et al. 2024, arXiv 2402.14776)"
+    def __init__(self,
+        d:int,           # width of the embedding
+        n_classes:int,
+        widths=None,     # rising lengths of prefixes; d is added. None: powers of two, and d
+        n_layers:int=1,  # embeddings that are classified
+        tied:bool=False, # one matrix for all widths
+        seed:int=None,   # of the start; the settings' unless given
+    ):
+        super().__init__()
+        widths = [2**i for i in range(d.bit_length()) if 2**i<d] if widths is None else list(widths)
+        if not all(a<b for a,b in zip([0, *widths], [*widths, d+1])): raise ValueError(f"widths must rise from at least 1 to at most d={d}, got {widths}")
+        self.widths,self.n_layers,self.tied = sorted({*widths, d}),n_layers,tied
+        self.cuts = [(l, m) for l in range(n_layers) for m in self.widths]
+        n,g = 1 if tied else len(self.widths),torch.Generator().manual_seed(seed_of(seed))
+        self.W = nn.Parameter(torch.randn(n_layers, n, d, n_classes, generator=g)/d**.5)
+        self.b = nn.Parameter(torch.zeros(n_layers, n, n_classes))
+
+    def forward(self,
+        z,            # (n, d), or one such for each layer
+        m:int=None,   # width, one of `widths`; None: the whole
+        layer:int=-1, # whose classifier
+    )->Tensor:        # (n, n_classes): logits
+        "What the first m columns of a layer say"
+        m = m or self.widths[-1]
+        if m not in self.widths: raise ValueError(f"a width among {self.widths} was expected, got {m}")
+        i,z = 0 if self.tied else self.widths.index(m),z if torch.is_tensor(z) else z[layer]
+        return z[...,:m]@self.W[layer,i,:m] + self.b[layer,i]
+
+    def loss(self,
+        z,            # (n, d), or one such for each layer
+        labels:Tensor,# (n,): classes
+        cuts=None,    # pairs (layer, width); None: all of them
+        weights=None, # one for each; None: all the same
+    )->Tensor:        # scalar, nats
+        "Cross-entropy, averaged over the cuts"
+        z = [z] if torch.is_tensor(z) else z
+        if len(z)!=self.n_layers: raise ValueError(f"embeddings of {self.n_layers} layers were expected, got {len(z)}")
+        return nested_loss(lambda at: F.cross_entropy(self(z, at[1], at[0]), labels), self.cuts if cuts is None else cuts, weights)
+
+def sample_cuts(
+    n_layers:int, # the last is always among them
+    widths,       # rising; the last is always among them
+)->list[tuple]:   # (layer, width), at most four
+    "Cuts for one batch, from torch's generator: last layer and another, whole width and another"
+    pick = lambda n: sorted({int(torch.randint(max(1, n-1), ())), n-1})
+    layers,columns = pick(n_layers),pick(len(widths))
+    return [(l, widths[i]) for l in layers for i in columns]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numbers import Integral
 from torch import Tensor
 from ..core import dictionaries
-from ..dictionary import Dictionary, Codes, Step, grouped_topk, sparse_encode, sparse_decode
+from ..dictionary import Dictionary, Codes, Pattern, Step, grouped_topk, sparse_encode, sparse_decode
 
 # %% auto #0
 __all__ = ['TopK']
@@ -19,6 +19,7 @@ __all__ = ['TopK']
 class TopK(Dictionary):
     "Keep the `k` largest pre-activations of each activation, then ReLU (Gao et al. 2024, arXiv 2406.04093)"
     name = 'topk'
+    sparsity = ('k', +1)
     def __init__(self,
         d_in:int,           # width of the activations it reads
         d_sae:int,          # number of features
@@ -28,6 +29,8 @@ class TopK(Dictionary):
         k_aux:int=None,     # places for dead features in AuxK; None: half of d_in; 0: no AuxK
         aux_coef:float=1/32,# weight of AuxK
         dead_after:int=1_000_000, # activations without use after which a feature is dead
+        multi_k:int=None,   # places in Multi-TopK, above k; None: 4k
+        multi_coef:float=0.,# weight of Multi-TopK; the paper's is 1/8, 0 is none
     ):
         super().__init__(d_in, d_sae, d_out, seed, dead_after, k=k, k_aux=k_aux, aux_coef=aux_coef)
         if isinstance(k, bool) or not isinstance(k, Integral) or not 1<=k<=d_sae: raise ValueError(f"k must be a whole number in 1..d_sae={d_sae}, got {k!r}")
@@ -36,6 +39,14 @@ class TopK(Dictionary):
         self.k = self.cfg['k'] = int(k)
         self.aux_coef = aux_coef
         self.k_aux = min(d_sae, max(1, d_in//2)) if k_aux is None else k_aux
+        self._multi(multi_k, multi_coef)
+
+    def _multi(self, multi_k, multi_coef):
+        if not multi_coef>=0: raise ValueError(f"multi_coef must be at least 0, got {multi_coef!r}")
+        self.multi_k,self.multi_coef = min(4*self.k, self.d_sae) if multi_k is None else multi_k, multi_coef
+        if (multi_coef or multi_k is not None) and not (isinstance(self.multi_k, Integral) and self.k<self.multi_k<=self.d_sae):
+            raise ValueError(f"multi_k must be a whole number above k={self.k} and at most d_sae={self.d_sae}, got {self.multi_k!r}")
+        if multi_coef: self.cfg |= dict(multi_k=multi_k, multi_coef=multi_coef) # only then: methods built on this one need not have it
 
     def select(self, z:Tensor)->tuple[Tensor,Tensor]:
         "The k largest of each row, ReLU: values and columns"
@@ -53,17 +64,35 @@ class TopK(Dictionary):
     def before_step(self): self.project_decoder()
     def after_step(self): self.normalise_decoder()
 
+    def select_multi(self, z:Tensor)->tuple[Tensor,Tensor]:
+        "The `multi_k` largest of each row, ReLU, the largest first: values and columns"
+        val,idx = grouped_topk(z, self.multi_k)
+        val,j = val.relu_().sort(dim=1, descending=True)
+        return val, idx.gather(1, j)
+
+    def rebuild(self,
+        x:Tensor, # (n, d_in), centred
+        y:Tensor, # (n, d_out): target
+    )->tuple:     # pattern and values (n, k), the reconstruction (n, d_out), its squared error, and what else to minimise, by name
+        "Codes and squared errors of one batch, through sparse codes alone"
+        error = lambda x_hat: (x_hat-y).square().sum()/len(y)
+        pattern,val = sparse_encode(x, self.W_enc, self.bias(), self.select_multi if self.multi_coef else self.select, self.tile())
+        if not self.multi_coef:
+            x_hat = sparse_decode(pattern, val, self.W_dec) + self.b_dec
+            return pattern, val, x_hat, error(x_hat), {}
+        first,more = (Pattern(i.contiguous(), self.d_sae) for i in pattern.idx.tensor_split([self.k], 1))
+        x_hat = sparse_decode(first, val[:,:self.k], self.W_dec) + self.b_dec
+        return first, val[:,:self.k], x_hat, error(x_hat), dict(multi=error(x_hat + sparse_decode(more, val[:,self.k:], self.W_dec)))
+
     def step(self, x:Tensor, y:Tensor=None)->Step:
-        "Squared error plus AuxK, through sparse codes alone; `parts` are mse, l0, aux"
+        "Squared error plus AuxK (and Multi-TopK), through sparse codes alone; `parts` are mse, l0, aux (and multi)"
         xc,y = self.inputs(x, y)
-        pattern,val = sparse_encode(xc, self.W_enc, self.bias(), self.select, self.tile())
-        x_hat = sparse_decode(pattern, val, self.W_dec) + self.b_dec
-        mse = (x_hat-y).square().sum()/len(xc)
+        pattern,val,x_hat,mse,more = self.rebuild(xc, y)
         aux = self.aux(xc, (y-x_hat).detach())
         val,x_hat = val.detach(),x_hat.detach()/self.scale_out
         self.count(torch.zeros_like(self.dead).index_fill_(0, pattern.idx[val>0], True), len(xc))
-        return Step(mse + self.aux_coef*self.variance*aux, Codes(pattern.idx, val), x_hat,
-                    dict(mse=mse.detach(), l0=(val>0).sum()/len(val), aux=aux.detach()))
+        loss = sum((self.multi_coef*v for v in more.values()), mse + self.aux_coef*self.variance*aux)
+        return Step(loss, Codes(pattern.idx, val), x_hat, dict(mse=mse.detach(), l0=(val>0).sum()/len(val), aux=aux.detach(), **{k: v.detach() for k,v in more.items()}))
 
     def aux(self,
         x:Tensor,        # (n, d_in), centred

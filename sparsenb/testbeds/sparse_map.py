@@ -5,14 +5,14 @@
 # %% ../../nbs/testbeds/sparse_map.ipynb #4f355e7e
 from __future__ import annotations
 from typing import NamedTuple
-import zlib, torch
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..core import testbeds
-from ..metrics import Evaluation, Score, bootstrap, wilson
+from ..metrics import Evaluation, Score, bootstrap, row_columns, row_metrics, row_sums, wilson
 
 # %% auto #0
-__all__ = ['Pairs', 'SparseMap']
+__all__ = ['Pairs', 'SparseMap', 'rebuilt', 'more_scores']
 
 # %% ../../nbs/testbeds/sparse_map.ipynb #54c81370
 class Pairs(NamedTuple):
@@ -24,7 +24,7 @@ class Pairs(NamedTuple):
 def _units(n, d, g): return F.normalize(torch.randn(n, d, generator=g), dim=1)
 
 @testbeds
-class SparseMap:
+class SparseMap(testbeds['superposition']):
     "Sparse features with known directions to read and to write; `data` is what `fit` takes"
     name = 'sparse_map'
     def __init__(self,
@@ -39,25 +39,24 @@ class SparseMap:
         seed:int=0,          # of the directions, and of the rows
     ):
         if not 1<=k<=n_features: raise ValueError(f"k must be in 1..n_features={n_features}, got {k!r}")
-        if not 0<low<=high: raise ValueError(f"0 < low <= high was expected, got low={low}, high={high}")
-        self.k,self.low,self.high,self.batch_size,self.seed = k,low,high,batch_size,seed
-        g = self.generator(0)
+        super().__init__(n_features, d_out, k/n_features, low, high, 0., batch_size, seed)
+        self.k,g = k,self.generator(0)
         self.read,self.write = _units(n_features, d_in, g),_units(n_features, d_out, g) # (n_features, d_in), (n_features, d_out)
         self.linear = linear*torch.randn(d_in, d_out, generator=g)/d_out**.5 # (d_in, d_out)
+        self.features = self.write # what a decoder is compared with
 
-    def generator(self, stream:int)->torch.Generator:
-        "Randomness of one kind: 0 the directions, 1 training, 2 scoring"
-        return torch.Generator().manual_seed(zlib.crc32(f'{self.name} {self.seed} {stream}'.encode())) # else a dictionary of the same seed could start at the truth
+    def strengths(self, n:int, g:torch.Generator)->Tensor:
+        "How strongly each feature is there in `n` rows, (n, n_features)"
+        size = n,len(self.read)
+        there = torch.rand(size, generator=g).topk(self.k, dim=1).indices
+        return torch.zeros(size).scatter_(1, there, self.low + (self.high-self.low)*torch.rand(n, self.k, generator=g))
 
     def sample(self,
         n:int,                  # rows
         g:torch.Generator=None, # drawn from; None: the rows that scores are taken on
     )->Pairs:
         "Rows with their truth"
-        g = g or self.generator(2)
-        size = n,len(self.read)
-        there = torch.rand(size, generator=g).topk(self.k, dim=1).indices
-        f = torch.zeros(size).scatter_(1, there, self.low + (self.high-self.low)*torch.rand(n, self.k, generator=g))
+        f = self.strengths(n, g or self.generator(2))
         x = f@self.read
         return Pairs(x, f@self.write + x@self.linear, f)
 
@@ -74,51 +73,31 @@ class _Side:
         while True: yield getattr(self.bed.sample(self.bed.batch_size, g), self.side)
 
 # %% ../../nbs/testbeds/sparse_map.ipynb #ab400dcc
-@torch.no_grad()
-def _support(f, fired, nearest, stands):
-    "Rows' firings that are right, firings, true features noticed, true features"
-    truth = f>0
-    return [t.sum(1).double().numpy() for t in (truth[:,stands]&fired, fired, fired[:,nearest]&truth, truth)]
+def _fits(bed, d):
+    "Raise ValueError for a dictionary of other widths"
+    want,got = (bed.read.shape[1], bed.write.shape[1]),(d.d_in, d.d_out)
+    if d.rebuilds or got!=want: raise ValueError(f"a dictionary from width {want[0]} to d_out={want[1]} was expected, got {f'one of width {got[0]} that rebuilds its input' if d.rebuilds else f'{got[0]} to {got[1]}'}")
 
-@torch.no_grad()
-def _scores(self, d, truth, codes, fired, at):
-    dev,n,units = d.W_dec.device,len(truth.x),f'{len(self.write)} true features'
-    cos = self.write@F.normalize(d.W_dec.float().cpu(), dim=1).t()*fired.any(0)
-    best,nearest = cos.max(1)
-    read = (self.read*F.normalize(d.W_enc.t().float().cpu(), dim=1)[nearest]).sum(1)
-    seed,out = self.seed,{}
-    for nm,v in (('mmcs', best), ('read', read)): out[nm] = Score(v.mean().item(), *bootstrap(v.numpy(), seed=seed), n, seed, f'{nm}/1', units)
-    for t in at:
-        hit = int((best>t).sum())
-        out[f'recovered_{t:g}'] = Score(hit/len(best), *wilson(hit, len(best)), n, seed, 'recovered/1', units)
-    right,on,noticed,there = _support(truth.f, fired, nearest, cos.argmax(0))
-    err = (d(truth.x.to(dev)).cpu()-truth.y).square().sum(1).double().numpy()
-    var = (truth.y-truth.y.mean(0)).square().sum(1).double().numpy()
-    for nm,a,b in (('precision',right,on), ('recall',noticed,there), ('fvu',err,var), ('l0',on,on*0+1)):
-        out[nm] = Score(float(a.sum()/b.sum()) if b.sum() else float('nan'), *bootstrap(a, b, 300, seed), n, seed, f'{nm}/1', f'{n:,} rows')
-    return out
+def rebuilt(self, dictionary, truth:Pairs)->Evaluation:
+    "How well y is predicted: the scores that `evaluate` gives where a dictionary rebuilds"
+    _fits(self, dictionary)
+    x,n = truth.x.to(dictionary.W_dec.device),len(truth.x)
+    codes = dictionary.codes(x)
+    on,fired = codes.val!=0,(codes.dense(dictionary.d_sae)!=0).sum(0).cpu().numpy()
+    cols = dict(zip(row_columns, row_sums(truth.y, dictionary(x).cpu(), on.sum(-1).cpu(), truth.y.mean(0)).numpy().T))
+    def of_y(nm, m):
+        a,b = m.num(cols),m.den(cols)
+        return Score(float(a.sum()/b.sum()) if b.sum() else float('nan'), *bootstrap(a, b, 300, self.seed), n, self.seed, f'{nm}/{m.version}', f'{n:,} rows')
+    dead = int((fired==0).sum())
+    scores = {k: of_y(k, m) for k,m in row_metrics.items()} | dict(dead=Score(dead/len(fired), *wilson(dead, len(fired)), n, self.seed, 'dead/1', f'{len(fired):,} features'))
+    return Evaluation('', scores, fired, n, {k: m.about for k,m in row_metrics.items()} | _about)
 
-# %% ../../nbs/testbeds/sparse_map.ipynb #22330a2a
-_about = dict(mmcs='mean over written directions of the largest cosine with a decoder row', read='for the same pairs, cosine of the read direction with the encoder column',
-              precision='share of firings where the true feature nearest to the learned one is there', recall='share of true features for which the nearest learned one fires',
-              fvu='share of the variance of y that is not predicted', l0='features used for an activation')
+def more_scores(self, dictionary, e)->dict:
+    "The cosine between reading directions"
+    W_enc = F.normalize(dictionary.W_enc.t().float().cpu(), dim=1)
+    read = (self.read*W_enc[self.found(dictionary, e.fired)[1]]).sum(1).numpy()
+    return dict(read=Score(float(read.mean()), *bootstrap(read, seed=self.seed), e.n_tokens, self.seed, 'read/1', f'{len(read)} true features'))
 
-def _score(self,
-    dictionary,   # with `d_out`; reads x and writes y
-    n:int=8192,   # rows to score on
-    at=(.8, .9),  # cosines from which a direction counts as recovered
-)->Evaluation:
-    "What the dictionary found of the truth, and how well it predicts y; raises ValueError for other widths"
-    want,got = (self.read.shape[1], self.write.shape[1]),(dictionary.d_in, dictionary.d_out)
-    if dictionary.rebuilds or got!=want: raise ValueError(f"a dictionary from width {want[0]} to d_out={want[1]} was expected, got {f'one of width {got[0]} that rebuilds its input' if dictionary.rebuilds else f'{got[0]} to {got[1]}'}")
-    was,truth = dictionary.training,self.sample(n)
-    dictionary.eval()
-    try:
-        with torch.no_grad(): codes = dictionary.codes(truth.x.to(dictionary.W_dec.device))
-        fired = codes.dense(dictionary.d_sae).cpu()!=0
-        scores = _scores(self, dictionary, truth, codes, fired, at)
-    finally: dictionary.train(was)
-    about = {k: _about.get(k, f"share of written directions with a cosine above {k.rpartition('_')[2]}") for k in scores}
-    return Evaluation(f'{dictionary.name}, {dictionary.d_sae:,} features, on {self.name}', scores, fired.sum(0).numpy(), n, about)
-
-SparseMap.score = _score
+_about = dict(fvu='share of the variance of y that is not predicted', shrinkage='E|y_hat|² / E<y, y_hat>: 1 is none', cosine='cosine of y and y_hat', dead='share of features that fired in none of the rows')
+SparseMap.rebuilt,SparseMap.more_scores = rebuilt,more_scores
+SparseMap.about = dict(mmcs='mean over written directions of the largest cosine with a decoder row', read='for the same pairs, cosine of the read direction with the encoder column')

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..core import testbeds
 from ..metrics import Evaluation, Score, bootstrap, evaluate, wilson
+from ..sites import evaluating
 
 # %% auto #0
-__all__ = ['Sample', 'Superposition', 'cosines', 'support_sums', 'oracle', 'score']
+__all__ = ['Sample', 'Superposition', 'cosines', 'support_sums', 'oracle', 'score', 'found']
 
 # %% ../../nbs/testbeds/superposition.ipynb #54b95fcf
 class Sample(NamedTuple):
@@ -117,11 +118,20 @@ def score(self,
 )->Evaluation:
     "What the dictionary found of the truth, and how well it rebuilds; raises ValueError for another width"
     truth = self.sample(n)
-    e = evaluate(dictionary, truth.x, n_tokens=None, seed=self.seed, n_boot=300, progress=False)
-    scores = oracle(truth, self.features, dictionary, torch.as_tensor(e.fired), at, self.seed) | self.more_scores(dictionary, e)
+    with evaluating(dictionary), torch.no_grad():
+        e = self.rebuilt(dictionary, truth)
+        scores = oracle(truth, self.features, dictionary, torch.as_tensor(e.fired), at, self.seed) | self.more_scores(dictionary, e)
     about = {k: _about.get(k, f"share of true features with a cosine above {k.rpartition('_')[2]}") for k in scores} | self.about
     return Evaluation(f'{dictionary.name}, {dictionary.d_sae:,} features, on {self.name}', scores|e.scores, e.fired, n, about|e.about)
 
-Superposition.score = score
+def found(self,
+    dictionary,
+    fired,           # (d_sae,): how often each learned feature fired
+)->tuple[Tensor,Tensor]: # two (n_features,): the largest cosine, and with which learned feature
+    "How well each true feature was found, by features that fired"
+    return (cosines(self.features, dictionary.W_dec)*(torch.as_tensor(fired)>0)).max(1)
+
+Superposition.score,Superposition.found = score,found
+Superposition.rebuilt = lambda self, dictionary, truth: evaluate(dictionary, truth.x, n_tokens=None, seed=self.seed, n_boot=300, progress=False)
 Superposition.about = {} # a testbed that asks more says here what its scores mean …
 Superposition.more_scores = lambda self, dictionary, e: {} # … and gives them, name -> Score
