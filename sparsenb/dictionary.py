@@ -180,7 +180,7 @@ class Dictionary(nn.Module):
         self.d_in,self.d_sae,self.dead_after = (self.cfg[k] for k in ('d_in','d_sae','dead_after'))
         self.d_out = self.cfg['d_out'] or self.d_in
         self.rebuilds = d_out is None
-        self.progress,self.provenance,self._tile = 1.,{},None # progress: share of the training that is done
+        self.progress,self.lr,self.provenance,self._tile = 1.,0.,{},None # while training: the share that is done, the step's learning rate
         self._weights(torch.Generator().manual_seed(seed))
         self._buffers_at_zero()
 

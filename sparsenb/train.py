@@ -342,7 +342,7 @@ def _descend(run, loss):
 def _one_step(run, x, y):
     d,s = run.dictionary,run.settings
     d.progress = run.step/run.n_steps
-    run.lr = _lr(run.step, run.n_steps, s['lr'], s['warmup'], s['decay']) if run.opt else 0.
+    run.lr = d.lr = _lr(run.step, run.n_steps, s['lr'], s['warmup'], s['decay']) if run.opt else 0.
     out = d.step(x, y)
     if out.loss.device.type=='cpu' and not math.isfinite(out.loss.item()): _refuse(run, run.step+1, out.loss.item(), x, y) # elsewhere the log looks: reading each step would wait for the device
     if run.opt: _descend(run, out.loss)
