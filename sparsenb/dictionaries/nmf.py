@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 from ..core import dictionaries
-from ..dictionary import FittedDictionary, Solution
+from ..dictionary import Codes, FittedDictionary, Solution
 
 # %% auto #0
 __all__ = ['nonnegative', 'NMF']
@@ -16,15 +16,17 @@ __all__ = ['nonnegative', 'NMF']
 # %% ../../nbs/dictionaries/nmf.ipynb #9e0ce09f
 def nonnegative(
     b:Tensor,  # (n, m): products of what is to be rebuilt with the m features
-    G:Tensor,  # (m, m): products of the features with each other
+    H:Tensor,  # (m, d): the features
     steps:int, # of accelerated projected gradient
 )->Tensor:     # (n, m)
-    "Strengths f >= 0 that bring f@H nearest to x in each row, from b = x@H.T and G = H@H.T"
+    "Strengths f >= 0 that bring f@H nearest to x in each row, from b = x@H.T"
+    G = H@H.t()
     lip = G.abs().sum(1).max().clamp_min(1e-12) # no eigenvalue is larger
+    times_G = (lambda v: (v@H)@H.t()) if H.shape[0]>2*H.shape[1] else (lambda v: v@G) # whichever is less work
     f = v = torch.zeros_like(b)
     t = 1.
     for _ in range(steps):
-        new = (v-(v@G-b)/lip).relu()
+        new = (v-(times_G(v)-b)/lip).relu()
         t_new = (1+(1+4*t*t)**.5)/2
         f,v,t = new, new+(t-1)/t_new*(new-f), t_new
     return f
@@ -53,7 +55,8 @@ class NMF(FittedDictionary):
         super()._weights(g)
         for w in (self.W_enc, self.W_dec): w.detach().abs_()
 
-    def encode(self, x:Tensor)->Tensor: return nonnegative(self.pre_acts(x), self.W_enc.t()@self.W_enc/self.tie**2, self.cfg['steps'])
+    def encode(self, x:Tensor, steps:int=None)->Tensor: return nonnegative(self.pre_acts(x), self.W_enc.t()/self.tie, steps or self.cfg['steps'])
+    def quick_codes(self, x:Tensor)->Codes: return Codes.trimmed(self.encode(x, max(1, self.cfg['steps']//10)))
 
     def fold(self)->'NMF': # a copy
         "The same dictionary with the data scale inside its weights"
