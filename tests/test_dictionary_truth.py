@@ -182,10 +182,19 @@ def test_jumprelu_comes_to_the_true_sparsity(jumprelu_score):
     s = jumprelu_score
     assert s['mmcs']>=.96 and s['fvu']<=.105 and abs(s['l0']-4)<.4 and s['precision']>.87, s
 
-@pytest.mark.xfail(strict=True, reason='reaches MMCS .983, recovery .906, FVU .089; no setting tried reached more, the cause is not known')
+@pytest.mark.xfail(strict=True, reason='from a random start MMCS .983, recovery .906, FVU .089: a local optimum, which a plain autograd version ends in as well (MMCS .96-.99 in 25 runs)')
 def test_jumprelu_reaches_the_published_ground_truth(jumprelu_score):
     s = jumprelu_score
     assert s['mmcs']>=.99 and s['recovered_0.9']>=.97 and s['fvu']<=.07, s
+
+def test_jumprelu_keeps_the_published_ground_truth():
+    "Started at the truth it stays, with the published scores: the optimum is the right one, the way to it is not found"
+    bed = testbeds['superposition']()
+    sae = dictionaries['jumprelu'](64, 128, l0_coef=1.5)
+    with torch.no_grad(): sae.W_dec.copy_(bed.features); sae.W_enc.copy_(bed.features.t())
+    fit(sae, bed, 1500*512, 512, lr=4e-3)
+    s = {k: v.value for k,v in bed.score(sae.eval()).items()}
+    assert s['mmcs']>=.99 and s['recovered_0.9']>=.99 and s['fvu']<=.07 and abs(s['l0']-3.8)<.1 and abs(s['shrinkage']-1)<.01, s
 
 def test_jumprelu_tanh_reaches_pre_activations_and_learns():
     x = testbeds['superposition']().sample(256).x
