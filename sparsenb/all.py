@@ -9,4 +9,6 @@ from sparsenb.metrics import evaluate
 from sparsenb.train import fit, Run, Callback, Progress
 from sparsenb.index import FeatureIndex
 from sparsenb.views import Table, Lines, Histogram, Tokens, Card
+from sparsenb.scoreboard import scoreboard, Scoreboard
+from sparsenb.fronts import fronts, Fronts
 from sparsenb.report import run_report

@@ -8,7 +8,7 @@ rel = lambda p: p.relative_to(ROOT).as_posix()
 NBS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 PAGES = sorted([*ROOT.glob('sparsenb/templates/*.ipynb'), *ROOT.glob('examples/*.ipynb')])
 # Small values for whichever of these parameters a page declares: the work is the same, there is less of it.
-FAST = dict(n_tokens=6_000, train_tokens=20_000, eval_tokens=2_000, n_sequences=4, d_sae=256, k=8, batch_size=512)
+FAST = dict(n_tokens=6_000, train_tokens=20_000, eval_tokens=2_000, n_sequences=4, d_sae=256, k=8, batch_size=512, dictionaries=['topk', 'relu'], testbeds=['superposition', 'tree'], steps=20, l0s=[8], workers=0)
 
 @pytest.mark.parametrize('path', NBS, ids=rel)
 def test_nbdev(path):
