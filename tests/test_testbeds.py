@@ -109,16 +109,6 @@ def test_tree_scores_a_dictionary_with_too_few_features():
     s = bed.score(written(bed.features[:11], -.1))
     assert s['parents'].value>.9999 and s['children'].value==0
 
-def test_assignment_is_scipys():
-    from sparsenb.testbeds.tree import assign
-    linear_sum_assignment = pytest.importorskip('scipy.optimize').linear_sum_assignment
-    rng = np.random.default_rng(0)
-    for n,m in ((1,1), (7,7), (20,20), (20,64), (33,40)):
-        for gain in (rng.normal(size=(n, m)), rng.integers(0, 3, (n, m)).astype(float)): # the second with many ties
-            a,b = assign(gain),linear_sum_assignment(gain, maximize=True)[1]
-            assert len(set(a))==n and gain[range(n),a].sum()==pytest.approx(gain[range(n),b].sum())
-    with pytest.raises(ValueError, match='must be finite'): assign(np.array([[np.nan]]))
-
 def test_every_score_holds_the_common_names():
     "What a testbed with true directions says of any dictionary"
     want = {'mmcs', 'recovered_0.8', 'recovered_0.9', 'precision', 'recall', 'shrinkage', 'fvu', 'l0', 'dead'}

@@ -11,36 +11,7 @@ from ..core import testbeds
 from ..metrics import Score, bootstrap
 
 # %% auto #0
-__all__ = ['assign', 'together', 'Tree', 'more_scores']
-
-# %% ../../nbs/testbeds/tree.ipynb #8198d0d3
-def assign(
-    gain,         # (n, m) with n <= m: what pairing row and column is worth
-)->np.ndarray:    # int (n,): the column of each row, no column twice
-    "The one-to-one pairing with the largest sum; raises ValueError for more rows than columns or a gain that is not finite"
-    cost = -np.asarray(gain, float)
-    n,m = cost.shape
-    if n>m: raise ValueError(f"{n} rows cannot each have a column of their own among {m}")
-    if not np.isfinite(cost).all(): raise ValueError('every gain must be finite')
-    u,v,row = np.zeros(n+1), np.zeros(m+1), np.full(m+1, -1) # potentials, and the row of each column; column m is where a path starts
-    for i in range(n):
-        row[m],j = i,m
-        short,back,seen = np.full(m, np.inf), np.full(m, m), np.zeros(m+1, bool)
-        while row[j]>=0:
-            seen[j] = True
-            free,r = ~seen[:m],row[j]
-            now = cost[r]-u[r]-v[:m]
-            better = free&(now<short)
-            short[better],back[better] = now[better],j
-            k = int(np.where(free, short, np.inf).argmin())
-            step = short[k]
-            u[row[seen]] += step; v[seen] -= step; short[free] -= step
-            j = k
-        while j!=m: row[j] = row[back[j]]; j = back[j]
-    out = np.empty(n, int)
-    for j in range(m):
-        if row[j]>=0: out[row[j]] = j
-    return out
+__all__ = ['together', 'Tree', 'more_scores']
 
 # %% ../../nbs/testbeds/tree.ipynb #be47fa90
 def together(
@@ -86,7 +57,8 @@ def more_scores(self, dictionary, e)->dict:
     learned = F.normalize(dictionary.W_dec.detach().float().cpu(), dim=1)[torch.as_tensor(e.fired>0)]
     learned = F.pad(learned, (0, 0, 0, max(0, 20-len(learned))))
     cos = (self.features@learned.t()).numpy()
-    match = assign(cos)
+    from scipy.optimize import linear_sum_assignment
+    match = linear_sum_assignment(cos, maximize=True)[1] # one to one
     matched = cos[np.arange(20), match]
     leak = cos[self.parent_of, match[self.children]]
     parts = dict(parents=matched[self.parents], children=matched[self.children], singletons=matched[self.singletons], leak=leak)
