@@ -2,6 +2,7 @@
 MAKEFLAGS += --no-print-directory
 PINS = pyproject.toml constraints.txt
 ONE  = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+LONG = benchmarks/scoreboard.py benchmarks/fronts.py
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -23,8 +24,8 @@ test: .venv/.ready-test ## the whole suite, with one thread; ARGS='-k store' nar
 models: .venv/.ready ## train the bundled models from their seeds (hours)
 	@.venv/bin/python -m sparsenb.bundled
 
-bench: .venv/.ready  ## every script in benchmarks/
-	@set -e; for f in benchmarks/[a-z]*.py; do echo "$$f"; $(ONE) .venv/bin/python $$f; done
+bench: .venv/.ready  ## the quick scripts in benchmarks/; scoreboard and fronts take hours: sparsenb bench scoreboard
+	@set -e; for f in $(filter-out $(LONG),$(wildcard benchmarks/[a-z]*.py)); do echo "$$f"; $(ONE) .venv/bin/python $$f; done
 
 docs: .venv/.ready-docs ## a site from README and notebooks, in _docs/html
 	@.venv/bin/python .ci/docs/build.py
