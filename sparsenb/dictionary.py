@@ -4,7 +4,7 @@
 
 # %% ../nbs/40_dictionary.ipynb #4a199a4f
 from __future__ import annotations
-import copy, warnings, torch
+import copy, torch
 import torch.nn.functional as F
 from numbers import Integral
 from pathlib import Path
@@ -16,7 +16,7 @@ from .core import atomic_folder, crc32, dictionaries, read_json, seed_of, writab
 
 # %% auto #0
 __all__ = ['Codes', 'grouped_topk', 'Pattern', 'sparse_decode', 'sparse_encode', 'Step', 'Dictionary', 'geometric_median',
-           'Stats', 'TiedDictionary', 'Solution', 'FittedDictionary', 'load_dictionary']
+           'Stats', 'TiedDictionary', 'load_dictionary']
 
 # %% ../nbs/40_dictionary.ipynb #fece7af7
 class Codes(NamedTuple):
@@ -398,124 +398,6 @@ class TiedDictionary(Dictionary):
         d = super().fold()
         d.tie *= self.scale*self.scale_out
         return d
-
-# %% ../nbs/40_dictionary.ipynb #e0d7cd1c
-class Solution(NamedTuple):
-    "What was fitted, in scaled units: pre-activations are `(x-centre)@W_enc + b_enc`, the reconstruction is `f@W_dec + centre`; float64, at most d_sae features"
-    W_enc:Tensor  # (d_in, m)
-    b_enc:Tensor  # (m,)
-    W_dec:Tensor  # (m, d_in)
-    centre:Tensor # (d_in,)
-    converged:bool=True # False: the solver ran out of iterations
-
-class FittedDictionary(Dictionary):
-    "A dictionary that is solved on the first `n_fit` activations of a training; a method adds `solve`, and its own `codes` or `encode`"
-    empty_bias = 0. # b_enc of the features beyond those that were fitted
-    def __init__(self,
-        d_in:int,           # width of the activations it reads
-        d_sae:int,          # number of features
-        d_out:int=None,     # width of what it writes; None: it rebuilds its input
-        seed:int=None,      # of the random features it starts with, and of the solver
-        dead_after:int=1_000_000, # a feature is dead when it has not been used for so many activations
-        n_fit:int=16_384,   # activations to fit on, at least 2; kept in memory until then
-        **cfg,              # the method's own arguments
-    ):
-        super().__init__(d_in, d_sae, d_out, seed, dead_after, n_fit=_count('n_fit', n_fit), **cfg)
-        if n_fit<2: raise ValueError(f"n_fit must be at least 2, got {n_fit}")
-        self.n_fit,self.converged = self.cfg['n_fit'],True
-        self.requires_grad_(False)
-        self.register_buffer('n_fitted', torch.tensor(0))         # rows of the last fit
-        self.register_buffer('rows', torch.empty(0, self.d_in))   # gathered for the next one, the user's units
-        self.register_buffer('targets', torch.empty(0, 0 if self.rebuilds else self.d_out))
-
-    def recipe(self)->dict: return {}
-
-    @property
-    def keeps(self)->int: return 3*self.n_fit*(self.d_in + (0 if self.rebuilds else self.d_out)) # once as rows, once more with twice the bits when they are solved
-
-    def solve(self,
-        x:Tensor, # (n, d_in), scaled units, float64, on the CPU
-    )->Solution:
-        "Fit to these rows"
-        raise NotImplementedError
-
-    def _load_from_state_dict(self, state, prefix, *args):
-        for nm in ('rows', 'targets'): # as many as had been gathered when it was saved
-            if prefix+nm in state: setattr(self, nm, getattr(self, nm).new_empty(state[prefix+nm].shape))
-        super()._load_from_state_dict(state, prefix, *args)
-
-# %% ../nbs/40_dictionary.ipynb #cb5108bd
-@patch
-def quick_codes(self:FittedDictionary, x:Tensor)->Codes:
-    "`codes`, or less exact ones where those are dear: training only reports them"
-    return self.codes(x)
-
-@patch
-def step(self:FittedDictionary, x:Tensor, y:Tensor=None)->Step:
-    "Squared error of what is fitted so far; while training, rows are kept for the next fit. `parts` are mse, l0"
-    with torch.no_grad():
-        target = self.inputs(x, y)[1]
-        codes = self.quick_codes(x)
-        out = sparse_decode(Pattern(codes.idx, self.d_sae), codes.val, self.W_dec) + self.b_dec
-        mse,on = (out-target).square().sum()/len(target), codes.val!=0
-        self.gather(x, y)
-        self.count(torch.zeros_like(self.dead).index_fill_(0, codes.idx[on], True), len(target))
-    return Step(mse, codes, out/self.scale_out, dict(mse=mse, l0=on.sum()/len(target)))
-
-@patch
-def gather(self:FittedDictionary, x:Tensor, y:Tensor=None):
-    "Keep rows while training, until there are `n_fit`"
-    if not self.training or self.n_fitted>=self.n_fit: return
-    room = self.n_fit-len(self.rows)
-    self.rows = torch.cat([self.rows, torch.as_tensor(x)[:room].detach().to(self.rows)])
-    if not self.rebuilds: self.targets = torch.cat([self.targets, torch.as_tensor(y)[:room].detach().to(self.targets)])
-
-@patch
-def after_step(self:FittedDictionary):
-    "Fit again when there are four times as many rows, or all of them"
-    n = len(self.rows)
-    if n>max(1, self.n_fitted) and (n>=4*self.n_fitted or n==self.n_fit): self.refit()
-    if self.n_fitted==self.n_fit: self._drop()
-
-@patch
-def after_fit(self:FittedDictionary):
-    "Fit to all rows there are, and let go of them; warns if the solver gave up before it had converged"
-    if len(self.rows)>max(1, self.n_fitted): self.refit()
-    self._drop()
-    if not self.converged: warnings.warn(f"{self.name}: the solver ran out of iterations on {int(self.n_fitted):,} activations before it had converged: give a larger max_iter")
-
-@patch
-def _drop(self:FittedDictionary): self.rows,self.targets = self.rows[:0].clone(),self.targets[:0].clone()
-
-# %% ../nbs/40_dictionary.ipynb #7f535803
-@patch
-@torch.no_grad()
-def refit(self:FittedDictionary):
-    "Weights from the rows gathered so far; one thread where the solver's sums would depend on the order of threads"
-    from threadpoolctl import threadpool_limits
-    with threadpool_limits(1, 'openmp'), warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='.*(converge|Maximum number of iterations).*') # told at the end, if it is still so
-        s = self.solve((self.rows*self.scale).double().cpu())
-    m,b = s.W_enc.shape[1], s.b_enc if self.rebuilds else s.b_enc-s.centre@s.W_enc
-    for w in (self.W_enc, self.W_dec): w.zero_()
-    self.b_enc.fill_(self.empty_bias)
-    self.W_enc[:,:m] = s.W_enc.to(self.W_enc)
-    self.b_enc[:m] = b.to(self.b_enc)
-    if self.rebuilds: W,b = s.W_dec,s.centre
-    else: W,b = _least_squares((self.codes(x).dense(self.d_sae)[:,:m].double() for x in self.rows.split(1024)), (self.targets*self.scale_out).double().split(1024))
-    self.W_dec[:m] = W.to(self.W_dec)
-    self.b_dec.copy_(b)
-    self.n_fitted.fill_(len(self.rows))
-    self.converged = s.converged
-
-def _least_squares(
-    fs, ys, # chunks of rows, (n, m) and (n, d), float64
-)->tuple[Tensor,Tensor]: # (m, d) and (d,)
-    "The map `f@W + b` with the least squared error to `y`; of several, that with the smallest `W`"
-    n = A = B = fm = ym = 0
-    for f,y in zip(fs, ys): n,A,B,fm,ym = n+len(f),A+f.t()@f,B+f.t()@y,fm+f.sum(0),ym+y.sum(0)
-    W = torch.linalg.pinv(A-fm[:,None]*fm/n, rtol=1e-10, hermitian=True)@(B-fm[:,None]*ym/n)
-    return W, (ym-fm@W)/n
 
 # %% ../nbs/40_dictionary.ipynb #1b3dcd15
 @patch

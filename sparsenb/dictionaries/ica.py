@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 from ..core import dictionaries
-from ..dictionary import Solution
+from ..fitted import Solution
 
 # %% auto #0
 __all__ = ['ICA']

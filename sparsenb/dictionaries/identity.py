@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 from ..core import dictionaries
-from ..dictionary import Dictionary, Solution
+from ..dictionary import Dictionary
+from ..fitted import Solution
 
 # %% auto #0
 __all__ = ['Identity']

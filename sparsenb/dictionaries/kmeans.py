@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 from ..core import dictionaries
-from ..dictionary import Codes, FittedDictionary, Solution
+from ..dictionary import Codes
+from ..fitted import FittedDictionary, Solution
 
 # %% auto #0
 __all__ = ['KMeans']

@@ -9,7 +9,8 @@ from numbers import Integral
 from torch import Tensor
 from fastcore.basics import patch
 from ..core import dictionaries
-from ..dictionary import Codes, FittedDictionary, Solution, grouped_topk, sparse_encode
+from ..dictionary import Codes, grouped_topk, sparse_encode
+from ..fitted import FittedDictionary, Solution
 
 # %% auto #0
 __all__ = ['PCA']
