@@ -1,4 +1,4 @@
-"Other people's dictionaries on the same weights and rows; benchmarks/peer_equality.py wrote their numbers, no peer is needed here"
+"Other people's dictionaries on the same weights and rows; fixtures/peers/write.py wrote their numbers, no peer is needed here"
 import json
 from pathlib import Path
 import pytest, torch
