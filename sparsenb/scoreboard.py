@@ -4,7 +4,7 @@
 
 # %% ../nbs/85_scoreboard.ipynb #23027135
 from __future__ import annotations
-import contextlib, csv, fcntl, functools, json, os, re, subprocess, sys, time, zlib
+import contextlib, csv, fcntl, functools, json, math, os, re, subprocess, sys, time, zlib
 import numpy as np, torch
 from pathlib import Path
 from fastcore.basics import patch
@@ -78,13 +78,15 @@ def match(self:Scoreboard,
     if k.argument in e['kwargs']: return dict(argument=k.argument, value=e['kwargs'][k.argument], how='given', trials=[])
     zero = _training(job)|dict(seed=0)
     target = target_l0(job['testbed']) or job['l0']
-    if k.whole: return dict(argument=k.argument, value=max(1, round(target)), how='set', trials=[])
+    if k.whole and abs(max(1, round(target))/target-1)<=job['tolerance']: return dict(argument=k.argument, value=max(1, round(target)), how='set', trials=[])
     def run(v):
         tried.append(dict(value=v, l0=None, seconds=0., activations=0))
         t = _kept(self, zero|dict(dictionary=e|dict(kwargs=e['kwargs']|{k.argument: v})))
         tried[-1] = dict(value=v, l0=t['train_l0'], seconds=t['seconds'], activations=t['activations'])
         return t['train_l0']
-    return dict(argument=k.argument, value=search(run, k.start, target, k.sign, job['tolerance']/2), how='searched', trials=tried)
+    if k.whole: value = min(sorted({max(1, math.floor(target)), math.ceil(target)}), key=lambda v: abs(math.log(max(run(v)/target, .1)))) # no whole number is near: try both beside it
+    else: value = search(run, k.start, target, k.sign, job['tolerance']/2)
+    return dict(argument=k.argument, value=value, how='searched', trials=tried)
 
 @patch
 def cell(self:Scoreboard,
