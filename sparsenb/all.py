@@ -5,10 +5,14 @@ from sparsenb.models import load_model, Model
 from sparsenb.hooks import capture, replaced, edited, ablate, add, patch
 from sparsenb.store import ActivationStore
 from sparsenb.dictionary import Dictionary, Codes, Step, load_dictionary
+from sparsenb.convert import read_dictionary, write_dictionary, convert
 from sparsenb.metrics import evaluate
 from sparsenb.train import fit, Run, Callback, Progress
+from sparsenb.many import fit_many
+from sparsenb.stream import LiveStream
 from sparsenb.index import FeatureIndex
 from sparsenb.views import Table, Lines, Histogram, Tokens, Card
+from sparsenb.charts import Scatter, Heatmap
 from sparsenb.scoreboard import scoreboard, Scoreboard
 from sparsenb.fronts import fronts, Fronts
 from sparsenb.report import run_report

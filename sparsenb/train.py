@@ -109,11 +109,17 @@ class StreamSource:
     def batches(self, start): return itertools.islice(self._cut(), start, None)
 
 # %% ../nbs/60_train.ipynb #828024e0
+def _pair(data, dictionary):
+    "What was given; the two sites of data that hold two, for a dictionary that writes another activation than it reads"
+    two = not dictionary.rebuilds and getattr(data, '_site', 0) is None and len(data.sites)==2 # none was chosen
+    return tuple(data[s] for s in data.sites) if two else data
+
 def _source(data, dictionary, batch_size, seed):
     "The sources of what the dictionary reads and, for a pair, of what it writes"
     if isinstance(data, tuple)==dictionary.rebuilds:
         raise ValueError('this dictionary rebuilds its input: give one data set, not a pair' if dictionary.rebuilds else 'this dictionary writes another activation: give a pair (x, y)')
     def one(d, width, what):
+        if hasattr(d, 'source'): return d.source(batch_size, seed, width, dictionary.W_enc.device)
         if hasattr(d, 'batches') and hasattr(d, 'scale'): return StoreSource(d, batch_size, seed, width, dictionary.W_enc.device)
         if torch.is_tensor(d) or isinstance(d, np.ndarray): return TensorSource(d, batch_size, seed, width, what)
         if isinstance(d, (str, Path)): raise TypeError(f"{what} is {str(d)!r}: open it first, with ActivationStore.open")
@@ -129,7 +135,8 @@ class Run:
     "One training: how far it is, what was measured, where it lies"
     def __init__(self, dictionary, n_steps, batch_size, settings, path=None):
         self.dictionary,self.n_steps,self.batch_size,self.settings,self.path = dictionary,n_steps,batch_size,settings,path
-        self.step,self.rows,self.stopped = 0,[],None
+        self.step,self.rows,self.stopped,self.name = 0,[],None,dictionary.name
+        self.draws = contextlib.nullcontext() # from torch's own generator
         self.timing = dict(seconds=0., data=0., checkpoints=0.)
 
     @property
@@ -155,7 +162,7 @@ class Run:
         r = self.rows[-1] if self.rows else {}
         at = ', '.join(f'{k} {r[k]:.4g}' for k in ('loss','l0','fvu','dead') if k in r)
         end = f"stopped: {self.stopped}" if self.stopped else 'done' if self.step>=self.n_steps else 'unfinished'
-        return f"{self.dictionary.name}: step {self.step:,} of {self.n_steps:,} ({end}), {self.step*self.batch_size:,} activations in {self.timing['seconds']:.0f} s; {at or 'nothing logged'}"
+        return f"{self.name}: step {self.step:,} of {self.n_steps:,} ({end}), {self.step*self.batch_size:,} activations in {self.timing['seconds']:.0f} s; {at or 'nothing logged'}"
 
     def __repr__(self): return f'Run({self.summary()})'
     def _repr_html_(self): return _curves_html(self)
@@ -201,34 +208,41 @@ class Progress(Callback):
     ): self.every = every
 
     def before_fit(self, run):
-        self.bar = progress(total=run.n_steps*run.batch_size, desc=f'training {run.dictionary.name}', unit='act')
-        self.bar.update(run.step*run.batch_size)
-        self.drawn,self.shown = None,0.
-        if 'ipykernel' in sys.modules and not self.bar.disable:
+        bar = run.bar = progress(total=run.n_steps*run.batch_size, desc=f'training {run.name}', unit='act')
+        bar.update(run.step*run.batch_size)
+        run.drawn,run.shown = None,0.
+        if 'ipykernel' in sys.modules and not bar.disable:
             from IPython.display import display, HTML
-            self.html,self.drawn = HTML,display(HTML(''), display_id=True)
+            self.html,run.drawn = HTML,display(HTML(''), display_id=True)
 
-    def after_step(self, run, out): self.bar.update(run.batch_size)
+    def after_step(self, run, out): run.bar.update(run.batch_size)
 
     def after_log(self, run, row):
-        self.bar.set_postfix({k: f'{row[k]:.3g}' for k in ('loss','l0','fvu','dead')}, refresh=False)
-        if self.drawn and time.monotonic()-self.shown>self.every: self._draw(run)
+        run.bar.set_postfix({k: f'{row[k]:.3g}' for k in ('loss','l0','fvu','dead')}, refresh=False)
+        if run.drawn and time.monotonic()-run.shown>self.every: self._draw(run)
 
     def _draw(self, run):
-        self.drawn.update(self.html(_curves_html(run)))
-        self.shown = time.monotonic()
+        run.drawn.update(self.html(_curves_html(run)))
+        run.shown = time.monotonic()
 
     def after_fit(self, run):
-        self.bar.close()
-        if self.drawn and run.rows: self._draw(run)
+        run.bar.close()
+        if run.drawn and run.rows: self._draw(run)
 
 # %% ../nbs/60_train.ipynb #b2237223
+def _generators(cuda)->dict: # name -> tensor
+    "Where torch's own generators stand"
+    return {'rng.cpu': torch.get_rng_state()} | {f'rng.cuda.{i}': s for i,s in enumerate(torch.cuda.get_rng_state_all() if cuda else [])}
+
+def _set_generators(state, cuda):
+    torch.set_rng_state(state['rng.cpu'])
+    if cuda: torch.cuda.set_rng_state_all([state[f'rng.cuda.{i}'] for i in range(torch.cuda.device_count())])
+
 def _state(run)->dict: # name -> tensor
     "Everything the next step depends on"
     d,opt = run.dictionary,run.opt
     adam = {f'adam.{n}.{k}': v for n,p in d.named_parameters() if opt and p in opt.state for k,v in opt.state[p].items()}
-    rng = {'rng.cpu': torch.get_rng_state()} | {f'rng.cuda.{i}': s for i,s in enumerate(torch.cuda.get_rng_state_all() if d.W_enc.is_cuda else [])}
-    state = {f'model.{k}': v for k,v in d.state_dict().items()} | adam | rng | {'window': run.window}
+    state = {f'model.{k}': v for k,v in d.state_dict().items()} | adam | _generators(d.W_enc.is_cuda) | {'window': run.window}
     return {k: v.detach().cpu().contiguous() for k,v in state.items()}
 
 def _restore(run, state):
@@ -238,8 +252,7 @@ def _restore(run, state):
         if not p.requires_grad: continue
         adam = {k: state[f'adam.{n}.{k}'] for k in ('step','exp_avg','exp_avg_sq') if f'adam.{n}.{k}' in state}
         run.opt.state[p] = {k: torch.empty_like(p if v.ndim else v, device=dev).copy_(v) for k,v in adam.items()} # in the weight's own memory layout
-    torch.set_rng_state(state['rng.cpu'])
-    if d.W_enc.is_cuda: torch.cuda.set_rng_state_all([state[f'rng.cuda.{i}'] for i in range(torch.cuda.device_count())])
+    _set_generators(state, d.W_enc.is_cuda)
     run.window = state['window'].to(dev)
 
 # %% ../nbs/60_train.ipynb #80c564ae
@@ -294,8 +307,10 @@ def _measure(run, out, target):
     now = torch.stack([torch.ones_like(spread), out.loss.detach(), error, spread, *(out.parts[k].float() for k in run.parts)])
     run.window = run.window + now if run.window.numel() else now
 
-def _log(run, rate):
+def _log(run):
     "Close the window: a row for the history, the file, the callbacks"
+    step,seconds = run.since
+    rate = (run.step-step)*run.batch_size/max(run.timing['seconds']-seconds, 1e-9)
     n,loss,error,spread,*parts = run.window.tolist()
     parts = {k: v/n for k,v in zip(run.parts, parts)}
     row = dict(step=run.step, activations=run.step*run.batch_size, loss=loss/n, l0=parts.pop('l0'), fvu=error/spread if spread else 0.,
@@ -304,6 +319,7 @@ def _log(run, rate):
     run.window = run.window.new_empty(0)
     if run.path: _write_log(run)
     for c in run.callbacks: c.after_log(run, row)
+    run.since = run.step,run.timing['seconds']
 
 def _write_log(run):
     lines = [','.join(run.rows[0])] + [','.join(map(repr, r.values())) for r in run.rows]
@@ -352,33 +368,46 @@ def _one_step(run, x, y):
     return out
 
 # %% ../nbs/60_train.ipynb #fc9193a3
-def _loop(run, sources, log_every, checkpoint_every):
-    "Steps from where the run stands to its end"
-    feeds = [s.batches(run.step) for s in sources if s]
-    dev,spent = run.dictionary.W_enc.device,run.timing['seconds']
-    began = t = time.perf_counter()
-    step = run.step
+def _turn(run, x, y, waited, log_every, checkpoint_every):
+    "One step of one dictionary with all that belongs to it: callbacks, log, checkpoint"
+    began,spent = time.perf_counter(),run.timing['seconds']+waited
+    def clock(): run.timing['seconds'] = spent + time.perf_counter()-began
+    run.timing['data'] += waited
+    out = _one_step(run, x, y)
+    for c in run.callbacks: c.after_step(run, out)
+    last = run.step==run.n_steps
+    log,save = last or run.step%log_every==0, run.path and (last or run.step%checkpoint_every==0)
+    if (log or save) and not torch.isfinite(run.window[1]): _refuse(run, f'{run.step} or in the window before it', run.window[1].item(), x, y)
+    clock()
+    if log: _log(run)
+    if save or (run.path and run.stopped): _save(run)
+    clock()
+
+def _loop(runs, sources, log_every, checkpoint_every, failed=None):
+    "Each batch once through every dictionary; one that is ahead of the others waits for them. `failed` is told of a loss that is no number, else it is raised"
+    todo = [r for r in runs if r.step<r.n_steps and not r.stopped]
+    at = min((r.step for r in todo), default=0)
+    feeds = [s.batches(at) for s in sources if s]
+    for r in todo: r.since = r.step,r.timing['seconds']
     with contextlib.ExitStack() as end:
         for f in feeds: end.callback(getattr(f, 'close', lambda: None))
-        while run.step<run.n_steps and not run.stopped:
-            t0 = time.perf_counter()
+        while todo:
+            t = time.perf_counter()
             batch = [next(f, None) for f in feeds]
-            if any(b is None for b in batch): run.stop(f'the data ended after {run.step*run.batch_size:,} activations'); break
-            x,y = (*(b.to(dev) for b in batch), None)[:2]
-            run.timing['data'] += time.perf_counter()-t0
-            out = _one_step(run, x, y)
-            for c in run.callbacks: c.after_step(run, out)
-            last = run.step==run.n_steps
-            log,save = last or run.step%log_every==0, run.path and (last or run.step%checkpoint_every==0)
-            if (log or save) and not torch.isfinite(run.window[1]): _refuse(run, f'{run.step} or in the window before it', run.window[1].item(), x, y)
-            run.timing['seconds'] = spent + time.perf_counter()-began
-            if log:
-                _log(run, (run.step-step)*run.batch_size/(time.perf_counter()-t))
-                t,step = time.perf_counter(),run.step
-            if save or (run.path and run.stopped): _save(run)
+            waited = time.perf_counter()-t
+            for r in todo:
+                if any(b is None for b in batch): r.stop(f'the data ended after {r.step*r.batch_size:,} activations')
+                elif r.step==at:
+                    try:
+                        with r.draws: _turn(r, *(*(b.to(r.dictionary.W_enc.device) for b in batch), None)[:2], waited, log_every, checkpoint_every)
+                    except FloatingPointError as e:
+                        if not failed: raise
+                        failed(r, e)
+            at += 1
+            todo = [r for r in todo if r.step<r.n_steps and not r.stopped]
 
 # %% ../nbs/60_train.ipynb #c94cf9c7
-def _begin(dictionary, sources, n_tokens, batch_size, seed, path, given):
+def _begin(dictionary, sources, n_tokens, batch_size, seed, path, given, callbacks):
     "A run at its first step, or where its last checkpoint left it"
     r = dictionary.recipe() | {k: v for k,v in given.items() if v is not None}
     settings = dict(dictionary=dictionary.name, cfg=dictionary.cfg, data=[s.fingerprint for s in sources if s],
@@ -387,6 +416,7 @@ def _begin(dictionary, sources, n_tokens, batch_size, seed, path, given):
     trained = [p for p in dictionary.parameters() if p.requires_grad]
     run.opt = torch.optim.Adam(trained, lr=r['lr'], betas=r['betas'], eps=r['eps'], fused=True) if trained else None
     run.window,run.parts,run.lr = torch.empty(0, device=dictionary.W_enc.device),None,0.
+    run.callbacks = sorted(callbacks, key=lambda c: c.order)
     if run.path and _load(run): return run
     if not dictionary.n_seen: dictionary.init_from(*(s.stats for s in sources if s))
     if run.path: _save(run)
@@ -407,6 +437,27 @@ def _finish(run, data):
     del run.opt,run.window
 
 # %% ../nbs/60_train.ipynb #ef890a5d
+def _check(dictionary, n_tokens, batch_size, warmup, decay, checkpoint_every, log_every):
+    "Raise ValueError or TypeError for an argument that makes no sense"
+    for nm,v in dict(n_tokens=n_tokens, batch_size=batch_size, checkpoint_every=checkpoint_every or 1, log_every=log_every or 1).items():
+        if not isinstance(v, int) or v<1: raise ValueError(f"{nm} must be a whole number of at least 1, got {v!r}")
+    for nm,v in dict(warmup=warmup, decay=decay).items():
+        if v is not None and not 0<=v<=1: raise ValueError(f"{nm} is a share of the run, 0 to 1, got {v!r}")
+    if not isinstance(dictionary, Dictionary): raise TypeError(f"a dictionary was expected, got {dictionary!r}: make one first, dictionaries['topk'](d_in, d_sae)")
+    if n_tokens<batch_size: raise ValueError(f"n_tokens={n_tokens} is less than one batch of {batch_size}")
+
+def _plan(dictionaries, batch_size):
+    "Raise MemoryError for what will not fit"
+    n,trained = (sum(p.numel() for d in dictionaries for p in d.parameters() if p.requires_grad or every) for every in (True, False))
+    keeps,first,many = sum(d.keeps for d in dictionaries),dictionaries[0],f'{len(dictionaries)} dictionaries, ' if len(dictionaries)>1 else ''
+    within_memory(4*(n+3*trained+keeps+4*batch_size*(first.d_in+first.d_out)), f'training {many}{n:,} parameters (weights, gradient, two moments) on batches of {batch_size:,}', f"take {'fewer dictionaries, ' if many else ''}a smaller d_sae or batch_size{', or n_fit' if keeps else ''}")
+
+def _every(n_steps, checkpoint_every, log_every):
+    "Steps between two log rows and between two checkpoints"
+    return log_every or max(1, min(50, n_steps//100)), checkpoint_every or max(1, min(1000, n_steps//10))
+
+
+#| export
 def fit(
     dictionary:Dictionary, # trained in place, on the device where it is
     data,                  # store, tensor (n, d_in), iterable of batches; or a pair (x, y) of these
@@ -423,25 +474,17 @@ def fit(
     grad_clip:float=None,  # largest norm of the gradient; None: the method's
 )->Run:
     "Train a dictionary; raises ValueError for data it cannot learn from, MemoryError for a plan over the settings' memory, FloatingPointError when the loss is no longer a number"
-    for nm,v in dict(n_tokens=n_tokens, batch_size=batch_size, checkpoint_every=checkpoint_every or 1, log_every=log_every or 1).items():
-        if not isinstance(v, int) or v<1: raise ValueError(f"{nm} must be a whole number of at least 1, got {v!r}")
-    for nm,v in dict(warmup=warmup, decay=decay).items():
-        if v is not None and not 0<=v<=1: raise ValueError(f"{nm} is a share of the run, 0 to 1, got {v!r}")
-    if not isinstance(dictionary, Dictionary): raise TypeError(f"a dictionary was expected, got {dictionary!r}: make one first, dictionaries['topk'](d_in, d_sae)")
-    if n_tokens<batch_size: raise ValueError(f"n_tokens={n_tokens} is less than one batch of {batch_size}")
-    n,trained = (sum(p.numel() for p in dictionary.parameters() if p.requires_grad or every) for every in (True, False))
-    within_memory(4*(n+3*trained+dictionary.keeps+4*batch_size*(dictionary.d_in+dictionary.d_out)), f'training {n:,} parameters (weights, gradient, two moments) on batches of {batch_size:,}', f"take a smaller d_sae or batch_size{', or n_fit' if dictionary.keeps else ''}")
-    seed = seed_of(seed)
+    _check(dictionary, n_tokens, batch_size, warmup, decay, checkpoint_every, log_every)
+    _plan([dictionary], batch_size)
+    seed,data = seed_of(seed),_pair(data, dictionary)
     sources = _source(data, dictionary, batch_size, seed)
-    mode,n_steps = dictionary.training,n_tokens//batch_size
     with torch.random.fork_rng([dictionary.W_enc.device] if dictionary.W_enc.is_cuda else []), contextlib.ExitStack() as end:
         torch.manual_seed(seed)
-        end.callback(dictionary.train, mode)
-        run = _begin(dictionary.train(), sources, n_tokens, batch_size, seed, path, dict(lr=lr, warmup=warmup, decay=decay, grad_clip=grad_clip))
-        run.callbacks = sorted(callbacks, key=lambda c: c.order)
+        end.callback(dictionary.train, dictionary.training)
+        run = _begin(dictionary.train(), sources, n_tokens, batch_size, seed, path, dict(lr=lr, warmup=warmup, decay=decay, grad_clip=grad_clip), callbacks)
         for c in run.callbacks:
             c.before_fit(run)
             end.callback(c.after_fit, run)
-        _loop(run, sources, log_every or max(1, min(50, n_steps//100)), checkpoint_every or max(1, min(1000, n_steps//10)))
+        _loop([run], sources, *_every(run.n_steps, checkpoint_every, log_every))
         _finish(run, data)
     return run
