@@ -79,11 +79,12 @@ def _legend(names, left, width, y):
     return ''.join(out), 14*(row+1)
 
 def _mark(i, x, y, title=''):
-    "A point of group i: colour by i mod 4, then a ring or a square, so that no two of twelve look alike"
-    title,c = f'<title>{escaped(title)}</title>' if title else '',_series[i%4]
-    if i//4%3==2: return f'<rect x="{x-2.8:.1f}" y="{y-2.8:.1f}" width="5.6" height="5.6" class="f{i%4}" fill="{c}" fill-opacity=".75">{title}</rect>'
-    ring = f'fill="none" stroke-width="1.4" class="s{i%4}" stroke="{c}"' if i//4%3 else f'class="f{i%4}" fill="{c}" fill-opacity=".75"'
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" {ring}>{title}</circle>'
+    "A point of group i: colour by i mod 4, then dot, ring, square, hollow square, triangle, so that no two of twenty look alike"
+    title,c,shape = f'<title>{escaped(title)}</title>' if title else '',_series[i%4],i//4%5
+    look = f'fill="none" stroke-width="1.4" class="s{i%4}" stroke="{c}"' if shape in (1, 3) else f'class="f{i%4}" fill="{c}" fill-opacity=".75"'
+    if shape<2: return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" {look}>{title}</circle>'
+    if shape<4: return f'<rect x="{x-2.8:.1f}" y="{y-2.8:.1f}" width="5.6" height="5.6" {look}>{title}</rect>'
+    return f'<path d="M{x:.1f},{y-3.6:.1f}l3.6,6.4h-7.2z" {look}>{title}</path>'
 
 def _scatter(v, width):
     "The SVG of `Scatter`"
