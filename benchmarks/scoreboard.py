@@ -20,7 +20,7 @@ t = time.perf_counter()
 board = scoreboard(a.dictionaries, a.testbeds, a.seeds, path=a.folder, steps=a.steps, background=True, workers=a.workers, retry=a.retry).wait()
 minutes = (time.perf_counter()-t)/60
 rows = board.rows()
-SCORES = ('mmcs','recovered_0.9','precision','recall','fvu','dead','l0')
+SCORES = ('mmcs','recovered_0.9','recovered_rare','leak','precision','recall','infom','fvu','dead','l0')
 
 def mean(rs, k): return [None if v!=v else float(f'{v:.4g}') for v in over_seeds([r.get(k) for r in rs])]
 def pair(rs):
