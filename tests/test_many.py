@@ -1,13 +1,12 @@
 "Several dictionaries from one reading: each to the bits of `fit` alone, exact resume, failures that stay where they are"
-import os, random, signal, subprocess, sys, textwrap, time
 import pytest, torch
 import sparsenb.train as train
-from pathlib import Path
 from sparsenb.core import dictionaries
 from sparsenb.dictionary import load_dictionary
 from sparsenb.many import fit_many
 from sparsenb.store import ActivationStore
 from sparsenb.train import Callback, EarlyStop, Progress, fit
+from killing import killed_once
 from test_train import At, Store, data, interrupt, same
 
 torch.set_num_threads(1)
@@ -74,24 +73,9 @@ def test_an_interrupt_between_dictionaries_leaves_them_at_different_steps_and_th
     assert first==[int(n[-2:]) for n in newest] and len(seen)==sum(60-f for f in first) and seen==sorted(seen)
     assert all([r['step'] for r in run.rows]==[*range(7, 60, 7), 60] for run in runs)
 
-script = textwrap.dedent('''
-    import sys; sys.path[:0] = [{root!r}, {tests!r}]
-    from test_many import *
-    fit_many(few(), data(), 300*64, 64, path=sys.argv[1], checkpoint_every=10, log_every=7, callbacks=[At(s, lambda s=s: print(s, flush=True)) for s in range(0, 301, 5)])
-''').format(root=str(Path(__file__).parents[1]), tests=str(Path(__file__).parent))
-
 def test_sigkill_and_the_same_call_end_at_the_bits_of_an_unbroken_run(tmp_path):
     whole = few(); fit_many(whole, data(), 300*64, 64, path=tmp_path/'whole', checkpoint_every=10, log_every=7)
-    rnd,kills = random.Random(),0
-    for at in (rnd.randrange(10, 280), None):
-        p = subprocess.Popen([sys.executable, '-c', script, str(tmp_path/'broken')], stdout=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})
-        for line in p.stdout:
-            if at and int(line)>=at:
-                time.sleep(rnd.random()*.02)
-                p.send_signal(signal.SIGKILL); kills += 1
-                break
-        p.wait(); p.stdout.close()
-    assert kills==1 and p.returncode==0
+    killed_once('test_many', 'fit_many(few(), data(), 300*64, 64, path=sys.argv[1], checkpoint_every=10, log_every=7, callbacks=[At(s, lambda s=s: print(s, flush=True)) for s in range(0, 301, 5)])', tmp_path/'broken', (10, 280))
     for w,n in zip(whole, ('00-topk','01-matryoshka','02-topk')):
         same(w, load_dictionary(tmp_path/'broken'/n/'final'))
         ours,theirs = (train.load_file(tmp_path/d/n/'step-00000300'/'state.safetensors') for d in ('whole','broken'))

@@ -1,9 +1,8 @@
 "Activations straight from the model: the same rows as a store's, any batch from anywhere, exact resume, well mixed"
-import itertools, os, random, signal, subprocess, sys, textwrap, time
+import itertools, random
 from types import SimpleNamespace as N
 import numpy as np, pytest, torch
 import sparsenb.stream as stream, sparsenb.train as train
-from pathlib import Path
 from sparsenb.core import dictionaries
 from sparsenb.corpus import load_corpus
 from sparsenb.dictionary import load_dictionary
@@ -11,6 +10,7 @@ from sparsenb.many import fit_many
 from sparsenb.store import ActivationStore, _Segment, _segments
 from sparsenb.stream import LiveStream, _endless, _Pool
 from sparsenb.train import Callback, fit
+from killing import killed_once
 from test_train import At, interrupt, same
 
 torch.set_num_threads(1)
@@ -139,24 +139,9 @@ def test_an_interrupted_run_goes_on_to_the_bits_of_an_unbroken_one(tmp_path, inp
     with pytest.raises(ValueError, match='data: '): fit(topk(), live(pool=2048), **plan, path=tmp_path)
     with pytest.raises(ValueError, match='data: '): fit(topk(), live(mix=31), **plan, path=tmp_path)
 
-script = textwrap.dedent('''
-    import sys; sys.path[:0] = [{root!r}, {tests!r}]
-    from test_stream import *
-    fit(topk(), live(), 100*64, 64, path=sys.argv[1], checkpoint_every=10, log_every=7, callbacks=[At(s, lambda s=s: print(s, flush=True)) for s in range(0, 101, 2)])
-''').format(root=str(Path(__file__).parents[1]), tests=str(Path(__file__).parent))
-
 def test_sigkill_and_the_same_call_end_at_the_bits_of_an_unbroken_run(tmp_path):
     whole = topk(); fit(whole, live(), 100*64, 64, path=tmp_path/'whole', checkpoint_every=10, log_every=7)
-    rnd,kills = random.Random(),0
-    for at in (rnd.randrange(10, 90), None):
-        p = subprocess.Popen([sys.executable, '-c', script, str(tmp_path/'broken')], stdout=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})
-        for line in p.stdout:
-            if at and int(line)>=at:
-                time.sleep(rnd.random()*.02)
-                p.send_signal(signal.SIGKILL); kills += 1
-                break
-        p.wait(); p.stdout.close()
-    assert kills==1 and p.returncode==0
+    killed_once('test_stream', 'fit(topk(), live(), 100*64, 64, path=sys.argv[1], checkpoint_every=10, log_every=7, callbacks=[At(s, lambda s=s: print(s, flush=True)) for s in range(0, 101, 2)])', tmp_path/'broken', (10, 90))
     same(whole, load_dictionary(tmp_path/'broken'/'final'))
     ours,theirs = (train.load_file(tmp_path/n/'step-00000100'/'state.safetensors') for n in ('whole','broken'))
     for k in ours: torch.testing.assert_close(ours[k], theirs[k], rtol=0, atol=0, msg=k)

@@ -1,8 +1,9 @@
 "Training: exact resume after SIGKILL, checkpoints, logs, callbacks, and what is refused"
-import csv, errno, os, random, signal, subprocess, sys, textwrap, time
+import csv, errno, sys
 import numpy as np, pytest, torch
 import sparsenb.train as train
 from pathlib import Path
+from killing import killed_once
 from sparsenb.core import dictionaries
 from sparsenb.dictionary import Dictionary, load_dictionary
 from sparsenb.train import Callback, EarlyStop, Progress, fit
@@ -37,27 +38,10 @@ class Store:
 
 # ---- exact resume ----
 
-script = textwrap.dedent('''
-    import sys, torch; torch.set_num_threads(1)
-    sys.path[:0] = [{root!r}, {tests!r}]
-    from test_train import *
-    d = topk()
-    fit(d, data(), n_tokens=300*64, batch_size=64, path=sys.argv[1], checkpoint_every=20, log_every=7, callbacks=[At(s, lambda s=s: print(s, flush=True)) for s in range(0, 301, 5)])
-''').format(root=str(Path(__file__).parents[1]), tests=str(Path(__file__).parent))
-
 def test_sigkill_and_the_same_call_end_at_the_bits_of_an_unbroken_run(tmp_path):
     whole = topk()
     run = fit(whole, data(), 300*64, 64, path=tmp_path/'whole', checkpoint_every=20, log_every=7)
-    rnd,kills = random.Random(),0
-    for at in (rnd.randrange(10, 280), None):
-        p = subprocess.Popen([sys.executable, '-c', script, str(tmp_path/'broken')], stdout=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})
-        for line in p.stdout:
-            if at and int(line)>=at:
-                time.sleep(rnd.random()*.02) # anywhere: in a step, or while a checkpoint or the log is being written
-                p.send_signal(signal.SIGKILL); kills += 1
-                break
-        p.wait(); p.stdout.close()
-    assert kills==1 and p.returncode==0
+    killed_once('test_train', 'torch.set_num_threads(1); fit(topk(), data(), n_tokens=300*64, batch_size=64, path=sys.argv[1], checkpoint_every=20, log_every=7, callbacks=[At(s, lambda s=s: print(s, flush=True)) for s in range(0, 301, 5)])', tmp_path/'broken', (10, 280))
     same(whole, load_dictionary(tmp_path/'broken'/'final'))
     ours,theirs = (train.load_file(tmp_path/n/'step-00000300'/'state.safetensors') for n in ('whole','broken'))
     assert ours.keys()==theirs.keys() and any(k.endswith('exp_avg_sq') for k in ours)
