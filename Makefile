@@ -2,7 +2,7 @@
 MAKEFLAGS += --no-print-directory
 PINS = pyproject.toml constraints.txt
 ONE  = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-LONG = benchmarks/scoreboard.py benchmarks/fronts.py
+LONG = $(addprefix benchmarks/,scoreboard.py fronts.py scaling.py peers.py quality.py)
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -24,7 +24,7 @@ test: .venv/.ready-test ## the whole suite, with one thread; ARGS='-k store' nar
 models: .venv/.ready ## train the bundled models from their seeds (hours)
 	@.venv/bin/python -m sparsenb.bundled
 
-bench: .venv/.ready  ## the quick scripts in benchmarks/; scoreboard and fronts take hours: sparsenb bench scoreboard
+bench: .venv/.ready  ## the quick scripts in benchmarks/; the others take an hour or more: sparsenb bench scoreboard
 	@set -e; for f in $(filter-out $(LONG),$(wildcard benchmarks/[a-z]*.py)); do echo "$$f"; $(ONE) .venv/bin/python $$f; done
 
 docs: .venv/.ready-docs ## a site from README and notebooks, in _docs/html
