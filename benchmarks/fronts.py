@@ -21,9 +21,9 @@ model = load_model('stdlib-4l')
 store = ActivationStore.collect(model, load_corpus('stdlib'), site=a.site, n_tokens=1_000_000, path=a.folder/'acts')
 t = time.perf_counter()
 kw = dict(d_sae=a.d_sae, n_tokens=a.n_tokens, path=a.folder)
-slow = dict(matching_pursuit={}, nmf=dict(steps=50)) # last; with the default 200 steps of its encoder nmf takes far longer still
-names = [n for n in dictionaries.names() if n not in slow]+[*slow]
-every = fronts([(n, slow.get(n, {})) for n in names if n not in a.without], store, model, l0s=[a.l0], **kw)
+slow = ['nmf', 'matching_pursuit'] # last
+names = [n for n in dictionaries.names() if n not in slow]+slow
+every = fronts([n for n in names if n not in a.without], store, model, l0s=[a.l0], **kw)
 some = fronts(a.fronts, store, model, l0s=a.l0s, **kw) if a.fronts else None
 seen,points = set(),[]
 for q in every.points + (some.points if some else []):

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/dictionaries/nmf.ipynb #48d37620
 from __future__ import annotations
-import torch
+import numpy as np, torch
 from torch import Tensor
 from fastcore.basics import patch
 from ..core import dictionaries
@@ -12,27 +12,68 @@ from ..dictionary import Codes
 from ..fitted import FittedDictionary, Solution
 
 # %% auto #0
-__all__ = ['nonnegative', 'NMF']
+__all__ = ['nonnegative', 'factorise', 'NMF']
 
 # %% ../../nbs/dictionaries/nmf.ipynb #9e0ce09f
 def nonnegative(
-    b:Tensor,  # (n, m): products of what is to be rebuilt with the m features
-    H:Tensor,  # (m, d): the features
-    steps:int, # of accelerated projected gradient
-)->Tensor:     # (n, m)
-    "Strengths f >= 0 that bring f@H nearest to x in each row, from b = x@H.T"
-    G = H@H.t()
-    lip = G.abs().sum(1).max().clamp_min(1e-12) # no eigenvalue is larger
-    times_G = (lambda v: (v@H)@H.t()) if H.shape[0]>2*H.shape[1] else (lambda v: v@G) # whichever is less work
-    f = v = torch.zeros_like(b)
-    t = 1.
-    for _ in range(steps):
-        new = (v-(times_G(v)-b)/lip).relu()
-        t_new = (1+(1+4*t*t)**.5)/2
-        f,v,t = new, new+(t-1)/t_new*(new-f), t_new
-    return f
+    b:Tensor,    # (..., m): products of what is to be rebuilt with the m features
+    H:Tensor,    # (m, d): the features
+    steps:int,   # of the splitting
+    rho:float=.2,# how near the halves of a step stay; a larger one gets further in a few steps, a smaller one nearer in many
+)->Tensor:       # (..., m)
+    "Strengths f >= 0 that bring f@H nearest to x in each row, from b = x@H.T (ADMM with over-relaxation, Boyd et al. 2011)"
+    shape,size = b.shape,H.norm(dim=1).clamp_min(1e-12)
+    N,b = H/size[:,None], (b/size).flatten(0, -2)
+    A = N.t().double().cpu()
+    ridge = lambda K: K + rho*torch.eye(len(K), dtype=K.dtype)
+    M = (torch.linalg.solve(ridge(A@A.t()), A) if len(A)<=len(H) else torch.linalg.solve(ridge(A.t()@A), A, left=False)).to(H) # (q-q@N@M)/rho is q@(N@N.T+rho)^-1
+    done = []
+    for b in b.split(512): # so many stay in the processor's cache
+        y = torch.zeros_like(b)
+        for _ in range(steps): # y's positive part are the strengths, its negative part what holds others at 0
+            q = b + rho*y.abs()
+            y = y.add(torch.addmm(q, q@N, M, beta=1/rho, alpha=-1/rho) - y.relu(), alpha=1.7)
+        done.append(y.relu())
+    return (torch.cat(done)/size).view(shape)
 
 # %% ../../nbs/dictionaries/nmf.ipynb #52497311
+def _descend(f, b, G, block=32):
+    "Set each row of f (m, n) to its best value >= 0 in turn, for b (m, n) and G (m, m) the products with and of the features; returns the sum of the projected gradients"
+    moved,diagonal = 0.,G.diagonal().tolist()
+    for i in range(0, len(f), block):
+        s = slice(i, i+block)
+        fb,Gb,gb = f[s],G[s,s],b[s]-G[s]@f
+        for j,(old,g) in enumerate(zip(fb, gb)):
+            moved += torch.where(old>0, g, g.clamp_min(0)).abs().sum().item()
+            if h := diagonal[i+j]:
+                new = (old+g/h).clamp_min_(0)
+                gb[j+1:].addr_(Gb[j+1:,j], new-old, alpha=-1)
+                fb[j] = new
+    return moved
+
+def factorise(
+    x:Tensor,      # (n, d), nothing below 0
+    m:int,         # features
+    max_iter:int,
+    seed:int=0,    # of the random start
+    tol:float=1e-4,# end when the projected gradients are this share of the first
+)->tuple[Tensor,Tensor,bool]: # strengths (n, m), features (m, d), whether it converged
+    "Non-negative factors of x by coordinate descent (Cichocki and Phan 2009), the numbers of scikit-learn's `NMF` from the same start"
+    rng,avg = np.random.RandomState(seed),(x.mean().item()/m)**.5
+    draw = lambda *shape: torch.from_numpy(abs(avg*rng.standard_normal(shape))).to(x)
+    H,f = draw(m, x.shape[1]),draw(len(x), m).t().contiguous()
+    first = None
+    for _ in range(max_iter):
+        moved = _descend(f, H@x.t(), H@H.t()) + _descend(H, f@x, f@f.t())
+        if first is None: first = moved
+        if moved<=tol*first: return f.t(), H, True
+    return f.t(), H, False
+
+# %% ../../nbs/dictionaries/nmf.ipynb #52ea82a1
+def _listed(f):
+    "Dense strengths as codes; sorting is left out where most are in use"
+    return Codes(torch.arange(f.shape[-1], device=f.device).expand(f.shape), f) if 2*int((f!=0).sum(-1).amax() if f.numel() else 0)>f.shape[-1] else Codes.trimmed(f)
+
 @dictionaries
 class NMF(FittedDictionary):
     "Non-negative matrix factorisation above the lowest corner of the data (Lee and Seung 1999, as in scikit-learn)"
@@ -42,7 +83,7 @@ class NMF(FittedDictionary):
         d_sae:int,          # number of features
         d_out:int=None,     # width of what it writes; None: it rebuilds its input
         seed:int=None,      # of the random features it starts with, and of the solver; the settings' unless given
-        steps:int=200,      # of the encoder
+        steps:int=100,      # of the encoder
         n_fit:int=4096,     # activations to fit on, at least 2; kept in memory until then
         max_iter:int=200,   # of the solver
         dead_after:int=1_000_000, # activations without use after which a feature is dead
@@ -56,8 +97,9 @@ class NMF(FittedDictionary):
         super()._weights(g)
         for w in (self.W_enc, self.W_dec): w.detach().abs_()
 
-    def encode(self, x:Tensor, steps:int=None)->Tensor: return nonnegative(self.pre_acts(x), self.W_enc.t()/self.tie, steps or self.cfg['steps'])
-    def quick_codes(self, x:Tensor)->Codes: return Codes.trimmed(self.encode(x, max(1, self.cfg['steps']//10)))
+    def encode(self, x:Tensor)->Tensor: return nonnegative(self.pre_acts(x), self.W_enc.t()/self.tie, self.cfg['steps'])
+    def codes(self, x:Tensor)->Codes: return _listed(self.encode(x))
+    def quick_codes(self, x:Tensor)->Codes: return _listed(nonnegative(self.pre_acts(x), self.W_enc.t()/self.tie, min(4, self.cfg['steps']), rho=2.))
 
     def fold(self)->'NMF': # a copy
         "The same dictionary with the data scale inside its weights"
@@ -65,12 +107,11 @@ class NMF(FittedDictionary):
         d.tie *= self.scale
         return d
 
-# %% ../../nbs/dictionaries/nmf.ipynb #52ea82a1
+# %% ../../nbs/dictionaries/nmf.ipynb #2a989df1
 @patch
 def solve(self:NMF, x:Tensor)->Solution:
-    "scikit-learn's features, above the smallest value of each dimension"
-    from sklearn.decomposition import NMF as Estimator
+    "Features above the smallest value of each dimension"
     low = x.amin(0)
-    est = Estimator(self.d_sae, init='random', max_iter=self.cfg['max_iter'], random_state=self.cfg['seed']).fit((x-low).numpy())
-    H = torch.from_numpy(est.components_)
-    return Solution(H.t()*self.tie.double().cpu(), x.new_zeros(len(H)), H, low, est.n_iter_<self.cfg['max_iter'])
+    _,H,converged = factorise((x-low).float(), self.d_sae, self.cfg['max_iter'], self.cfg['seed'])
+    H = H.double()
+    return Solution(H.t()*self.tie.double().cpu(), x.new_zeros(len(H)), H, low, converged)
