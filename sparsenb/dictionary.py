@@ -13,10 +13,11 @@ from torch import nn, Tensor
 from safetensors.torch import save_file, load_file
 from fastcore.basics import patch
 from .core import atomic_folder, crc32, dictionaries, read_json, seed_of, writable, write_json
+from .kernels import grouped_topk
+from .sparse import Pattern, carry, sparse_decode, sparse_encode
 
 # %% auto #0
-__all__ = ['Codes', 'grouped_topk', 'Pattern', 'sparse_decode', 'sparse_encode', 'Step', 'Dictionary', 'geometric_median',
-           'Stats', 'TiedDictionary', 'load_dictionary']
+__all__ = ['Codes', 'Step', 'Dictionary', 'geometric_median', 'Stats', 'TiedDictionary', 'load_dictionary']
 
 # %% ../nbs/40_dictionary.ipynb #fece7af7
 class Codes(NamedTuple):
@@ -42,110 +43,6 @@ class Codes(NamedTuple):
         idx = f.abs().topk(max(1, int((f!=0).sum(-1).max())) if f.numel() else 1, dim=-1).indices
         return cls(idx, f.gather(-1, idx))
 
-# %% ../nbs/40_dictionary.ipynb #35d648ae
-def _group(m, k):
-    "Entries in a group: near sqrt(m/k), a power of two that divides m and leaves k groups; 1 if there is none"
-    g = 1
-    while 4*g*g*k<=2*m and m%(2*g)==0: g *= 2
-    return g
-
-def grouped_topk(
-    z:Tensor, # (n, m)
-    k:int,    # 1..m
-)->tuple[Tensor,Tensor]: # values and columns, each (n, k), in no particular order
-    "The k largest entries of each row, in two exact stages"
-    n,m = z.shape
-    g = _group(m, k)
-    if g==1: return z.topk(k, dim=-1, sorted=False)
-    s = m//g
-    best = z.view(n, g, s).amax(1).topk(k, dim=-1, sorted=False).indices
-    cand = (best[:,None,:] + torch.arange(0, m, s, device=z.device)[None,:,None]).view(n, g*k)
-    val,j = z.gather(1, cand).topk(k, dim=-1, sorted=False)
-    return val, cand.gather(1, j)
-
-# %% ../nbs/40_dictionary.ipynb #572a59f6
-class Pattern:
-    "Which feature is used in which row: by row as `idx`, by feature through one sort, made when first asked for"
-    def __init__(self,
-        idx:Tensor,     # int64 (n, k)
-        n_features:int, # all of them
-    ): self.idx,self.n_features,self._sorted = idx,n_features,None
-
-    def by_feature(self)->tuple[Tensor,Tensor,Tensor]: # order (n*k), row (n*k), start (n_features)
-        "Places sorted by feature, the row of each, and where each feature begins"
-        if self._sorted is None:
-            feature,order = self.idx.reshape(-1).sort()
-            start = torch.searchsorted(feature, torch.arange(self.n_features, device=feature.device))
-            self._sorted = order, order//self.idx.shape[1], start
-        return self._sorted
-
-    def gather(self,
-        rows:Tensor, # (n, d)
-        w:Tensor,    # (n, k): a weight for each place
-    )->Tensor:       # (n_features, d)
-        "For each feature, the weighted sum of the rows that use it"
-        order,row,start = self.by_feature()
-        return F.embedding_bag(row, rows, start, mode='sum', per_sample_weights=w.reshape(-1)[order])
-
-# %% ../nbs/40_dictionary.ipynb #bacd21e9
-class _Decode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, val, W_dec, pattern):
-        with torch.enable_grad(): # torch's own graph of this one call gives the gradient of `val` later
-            v = val.detach().requires_grad_()
-            out = F.embedding_bag(pattern.idx, W_dec.detach(), mode='sum', per_sample_weights=v)
-        ctx.pattern,ctx.inner = pattern,(v,out)
-        return out.detach()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):
-        v,out = ctx.inner
-        g = g.contiguous()
-        dval = torch.autograd.grad(out, v, g)[0] if ctx.needs_input_grad[0] else None
-        dW   = ctx.pattern.gather(g, v.detach()) if ctx.needs_input_grad[1] else None
-        return dval, dW, None
-
-def sparse_decode(
-    pattern:Pattern, # which features each row uses
-    val:Tensor,      # (n, k): how strongly
-    W_dec:Tensor,    # (d_sae, d_out)
-)->Tensor:           # (n, d_out)
-    "For each row, the weighted sum of its rows of `W_dec`; gradients reach `val` and `W_dec`"
-    if torch.is_grad_enabled(): return _Decode.apply(val, W_dec, pattern)
-    return F.embedding_bag(pattern.idx, W_dec, mode='sum', per_sample_weights=val)
-
-# %% ../nbs/40_dictionary.ipynb #7b853030
-class _Encode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, W_enc, bias, pattern, select, tile):
-        val,idx = zip(*(select(torch.addmm(bias, xs, W_enc, out=tile[:len(xs)])) for xs in x.split(len(tile))))
-        val,pattern.idx = torch.cat(val),torch.cat(idx)
-        ctx.pattern = pattern
-        ctx.save_for_backward(x, W_enc, val)
-        return val
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):
-        x,W_enc,val = ctx.saved_tensors
-        g = g*(val!=0) # an empty place, and one that ReLU cut, moves nothing
-        dx    = F.embedding_bag(ctx.pattern.idx, W_enc.t(), mode='sum', per_sample_weights=g) if ctx.needs_input_grad[0] else None
-        dW    = ctx.pattern.gather(x, g).t() if ctx.needs_input_grad[1] else None
-        dbias = ctx.pattern.gather(x.new_ones(len(x), 1), g)[:,0] if ctx.needs_input_grad[2] else None
-        return dx, dW, dbias, None, None, None
-
-def sparse_encode(
-    x:Tensor,     # (n, d_in), centred
-    W_enc:Tensor, # (d_in, d_sae), best as the transposed view of a contiguous (d_sae, d_in)
-    bias:Tensor,  # (d_sae,)
-    select,       # (rows, d_sae) -> (val, idx), each (rows, k): what to keep of a tile; its slope must be 1 where val is not 0
-    tile:Tensor,  # (rows, d_sae): buffer to work in, overwritten
-)->tuple[Pattern,Tensor]: # which features, and their values (n, k)
-    "What `select` keeps of `x @ W_enc + bias`, never holding more than one tile of it; gradients reach `x`, `W_enc` and `bias`"
-    pattern = Pattern(None, W_enc.shape[1])
-    return pattern, _Encode.apply(x, W_enc, bias, pattern, select, tile)
-
 # %% ../nbs/40_dictionary.ipynb #ec8a0330
 class Step(NamedTuple):
     "What a method computed on one batch"
@@ -164,6 +61,7 @@ class Dictionary(nn.Module):
     name = None
     sparsity = None     # (name of the argument that sets how many features are used, +1 if more of it uses more, -1 if fewer); None: there is none
     random_start = True # whether the seed decides where it starts
+    unit_decoder = False # rows of W_dec have length 1 and keep it while training
     dec_norm = 1.  # norm of the rows of W_dec at the start
     def __init__(self,
         d_in:int,           # width of the activations it reads
@@ -231,7 +129,7 @@ def centred(self:Dictionary, x:Tensor)->Tensor:
 @patch
 def bias(self:Dictionary)->Tensor:
     "`b_enc`, through which the gradient of the encoder's part in `b_dec` flows, (d_sae,)"
-    return self.b_enc - (self.b_dec-self.b_dec.detach())@self.W_enc.detach() if self.rebuilds else self.b_enc
+    return carry(self.b_enc, self.b_dec, self.W_enc) if self.rebuilds else self.b_enc
 
 @patch
 def pre_acts(self:Dictionary,
@@ -342,10 +240,12 @@ def keeps(self:Dictionary)->int:
 @patch
 def before_step(self:Dictionary):
     "Called when the gradients are there and the optimiser has not moved yet; not called where nothing is trained by gradients"
+    if self.unit_decoder and self.W_dec.grad is not None: self.project_decoder() # an optimiser that makes the gradient itself does it there
 
 @patch
 def after_step(self:Dictionary):
     "Called when the optimiser has moved, or at once where nothing is trained by gradients"
+    if self.unit_decoder and getattr(self.W_dec, 'jobs', None) is None: self.normalise_decoder()
 
 @patch
 def after_fit(self:Dictionary):

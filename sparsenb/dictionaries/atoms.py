@@ -108,12 +108,12 @@ def errors(self:Atoms, pattern, val:Tensor, y:Tensor)->tuple[Tensor,Tensor,dict]
     "Squared error under the metric, the reconstruction, and the part `aip`"
     x_hat = sparse_decode(pattern, val, self.W_dec) + self.b_dec
     loss = self.measured(x_hat-y).square().sum()/len(y)
-    return loss, x_hat, dict(aip=loss.detach())
+    return loss, (x_hat-y).detach(), dict(aip=loss.detach())
 
 @patch
 def aux(self:Atoms,
     x:Tensor,        # (n, d_in), centred
-    residual:Tensor, # (n, d_out), what the living features left over, detached
+    residual:Tensor, # (n, d_out), `x_hat - y`: minus what the living features left over, detached
 )->Tensor:           # scalar: share of the residual's variance under the metric; 0 while no feature is dead
     "How badly the dead features explain the residual"
     dead = self.dead.nonzero()[:,0] if self.training and self.k_aux else x.new_empty(0)
@@ -123,7 +123,7 @@ def aux(self:Atoms,
         val,idx = grouped_topk(z, self.k_aux)
         z = torch.zeros_like(z).scatter(-1, idx, val)
     spread = self.measured(residual-residual.mean(0)).square().sum()
-    return (self.measured(z@self.W_dec[dead]-residual).square().sum()/spread).nan_to_num(0, 0, 0)
+    return (self.measured(z@self.W_dec[dead]+residual).square().sum()/spread).nan_to_num(0, 0, 0)
 
 # %% ../../nbs/dictionaries/atoms.ipynb #4e08946e
 @patch

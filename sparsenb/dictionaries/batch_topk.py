@@ -7,28 +7,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from ..core import dictionaries
-from ..dictionary import Codes, Step, grouped_topk, sparse_encode, sparse_decode
+from ..dictionary import Codes, Step
+from ..sparse import sparse_batch_topk, sparse_error
 
 # %% auto #0
-__all__ = ['batch_topk', 'BatchTopK']
-
-# %% ../../nbs/dictionaries/batch_topk.ipynb #74febf74
-def batch_topk(
-    z:Tensor, # (n, m)
-    k:int,    # stay for each row, on average
-)->tuple[Tensor,Tensor]: # values and columns, each (n, places of the fullest row); what did not stay is 0
-    "The n·k largest positive entries of the whole matrix; ties at the cut all stay"
-    n,m = z.shape
-    c = min(m, 4*k+8)
-    while True:
-        val,idx = grouped_topk(z, c)
-        val = val.relu_()
-        cut = val.flatten().kthvalue(val.numel()-n*k+1).values
-        on = (val>=cut)&(val>0)
-        if c==m or not on.all(1).any(): break
-        c = min(m, 2*c)
-    val,j = (val*on).topk(max(1, int(on.sum(1).max())), dim=1)
-    return val, idx.gather(1, j)
+__all__ = ['BatchTopK']
 
 # %% ../../nbs/dictionaries/batch_topk.ipynb #ea93f2ee
 @dictionaries
@@ -60,8 +43,8 @@ class BatchTopK(dictionaries['topk']):
 
     def batch_codes(self, x:Tensor):
         "Pattern and values of the batch's largest, for centred `x` (n, d_in); while training, the threshold follows"
-        select = lambda z: batch_topk(z, self.k)
-        pattern,val = sparse_encode(x, self.W_enc, self.bias(), select, x.new_empty(len(x), self.d_sae)) # one tile: the choice needs the whole batch
+        guess = self.threshold.item() if x.device.type=='cpu' else 0. # elsewhere reading it would wait for the device
+        pattern,val = sparse_batch_topk(x, self.W_enc, self.bias(), self.k, self.tile(), guess)
         if self.training: self.follow(val.detach())
         return pattern, val
 
@@ -76,19 +59,17 @@ class BatchTopK(dictionaries['topk']):
     def errors(self,
         pattern, val:Tensor, # the codes, (n, k)
         y:Tensor,            # (n, d_out): target
-    )->tuple[Tensor,Tensor,dict]: # what to minimise, the full reconstruction, further parts
+    )->tuple[Tensor,Tensor,dict]: # what to minimise, the full reconstruction's residual `x_hat - y`, detached, further parts
         "Squared error of the reconstruction"
-        x_hat = sparse_decode(pattern, val, self.W_dec) + self.b_dec
-        return (x_hat-y).square().sum()/len(y), x_hat, {}
+        return *sparse_error(pattern, val, self.W_dec, self.b_dec, y), {}
 
     def step(self, x:Tensor, y:Tensor=None)->Step:
         "Squared error plus AuxK, on the largest of the batch; `parts` are mse, l0, aux"
         xc,y = self.inputs(x, y)
         pattern,val = self.batch_codes(xc)
-        loss,x_hat,parts = self.errors(pattern, val, y)
-        residual = (y-x_hat).detach()
+        loss,residual,parts = self.errors(pattern, val, y)
         aux = self.aux(xc, residual)
-        val,x_hat = val.detach(),x_hat.detach()/self.scale_out
+        val,x_hat = val.detach(),(residual+y.detach()).div_(self.scale_out)
         self.count(torch.zeros_like(self.dead).index_fill_(0, pattern.idx[val>0], True), len(xc))
         return Step(loss + self.aux_coef*self.variance*aux, Codes(pattern.idx, val), x_hat,
                     dict(mse=residual.square().sum()/len(xc), l0=(val>0).sum()/len(val), aux=aux.detach(), **parts))

@@ -61,14 +61,12 @@ class Crosscoder(dictionaries['batch_topk']):
         self.cfg |= lists | dict(activation=activation, l1_coef=l1_coef, l1_warmup=l1_warmup)
         for nm,n in dict(site_scale=self.d_in, site_scale_out=self.d_out, site_unit=len(self.widths_out), site_variance=len(self.widths_out)).items(): self.register_buffer(nm, torch.ones(n))
         if activation=='relu':
-            self.sparsity = ('l1_coef', -1)
+            self.sparsity,self.unit_decoder = ('l1_coef', -1),False
             for w in (self.W_dec, self.W_enc)[:1+self.rebuilds]: w.data *= .1
 
     def scaled(self, x:Tensor)->Tensor: return super().scaled(x)*self.site_scale
     def decode(self, f:Tensor)->Tensor: return super().decode(f)/self.site_scale_out
     def decode_codes(self, codes:Codes)->Tensor: return super().decode_codes(codes)/self.site_scale_out
-    def before_step(self): return None if self.activation=='relu' else super().before_step()
-    def after_step(self): return None if self.activation=='relu' else super().after_step()
     def recipe(self)->dict: return super().recipe() | (dict(eps=1e-8, grad_clip=1.) if self.activation=='relu' else {})
     def encode(self, x:Tensor)->Tensor: return self.pre_acts(x).relu() if self.activation=='relu' else dictionaries[self.activation].encode(self, x)
     def codes(self, x:Tensor)->Codes: return dictionaries['topk'].codes(self, x) if self.activation=='topk' else super().codes(x)

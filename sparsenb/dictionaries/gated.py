@@ -19,6 +19,7 @@ class Gated(Dictionary):
     "A gate decides, a magnitude says how strongly; L1 on the gate alone (Rajamanoharan et al. 2024, arXiv 2404.16014)"
     name = 'gated'
     sparsity = ('l1_coef', -1)
+    unit_decoder = True
     def __init__(self,
         d_in:int,             # width of the activations it reads
         d_sae:int,            # number of features
@@ -44,8 +45,6 @@ class Gated(Dictionary):
         return (gate>0)*((gate-self.b_enc)*self.r_mag.exp() + self.b_mag).relu()
 
     def encode(self, x:Tensor)->Tensor: return self.strengths(self.pre_acts(x))
-    def before_step(self): self.project_decoder()
-    def after_step(self): self.normalise_decoder()
     def recipe(self)->dict: return super().recipe() | dict(betas=(0.,.999), eps=1e-8)
 
 # %% ../../nbs/dictionaries/gated.ipynb #e95b5ead

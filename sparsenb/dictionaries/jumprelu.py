@@ -7,11 +7,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from fastcore.basics import patch
 from ..core import dictionaries, unknown, UnknownName
 from ..dictionary import Dictionary, Codes, Step
+from ..sparse import sparse_above, sparse_error
 
 # %% auto #0
-__all__ = ['jump', 'JumpReLU', 'init_from', 'penalties', 'step']
+__all__ = ['jump', 'JumpReLU']
 
 # %% ../../nbs/dictionaries/jumprelu.ipynb #8a419e63
 class _Jump(torch.autograd.Function):
@@ -20,21 +22,21 @@ class _Jump(torch.autograd.Function):
         on = z>theta
         ctx.save_for_backward(z, theta, on)
         ctx.width,ctx.through = width,through
-        return z*on, on.to(z)
+        return torch.where(on, z, 0), on.to(z)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gf, gh):
         z,theta,on = ctx.saved_tensors
         at = ((z-theta).abs()<ctx.width/2)*(theta*gf+gh)/ctx.width # what a threshold lower by one would let in
-        return gf*on + at if ctx.through else gf*on, -at.sum(0), None, None
+        return gf*on + at if ctx.through else gf*on, -at if theta.shape==z.shape else -at.sum(0), None, None
 
 def jump(
-    z:Tensor,          # (n, d_sae)
-    theta:Tensor,      # (d_sae,): thresholds, above 0
+    z:Tensor,          # (n, m)
+    theta:Tensor,      # (m,) or (n, m): thresholds, above 0
     width:float,       # of the window in which the thresholds' gradient is estimated
     through:bool=False,# let that gradient reach `z` too
-)->tuple[Tensor,Tensor]: # f and [z > theta], each (n, d_sae)
+)->tuple[Tensor,Tensor]: # f and [z > theta], each (n, m)
     "z above its threshold, and whether it is; gradients are straight-through estimates of those of the expectation"
     return _Jump.apply(z, theta, width, through)
 
@@ -44,6 +46,7 @@ class JumpReLU(Dictionary):
     "A learned threshold for each feature, a penalty on how many pass (Rajamanoharan et al. 2024, arXiv 2407.14435)"
     name = 'jumprelu'
     sparsity = ('l0_coef', -1)
+    unit_decoder = True
     def __init__(self,
         d_in:int,             # width of the activations it reads
         d_sae:int,            # number of features
@@ -71,21 +74,21 @@ class JumpReLU(Dictionary):
 
     def centred(self, x:Tensor)->Tensor: return x
     def bias(self)->Tensor: return self.b_enc
-    def before_step(self): self.project_decoder()
-    def after_step(self): self.normalise_decoder()
 
     def encode(self, x:Tensor)->Tensor:
         z = self.pre_acts(x)
         return z*(z>self.log_threshold.exp())
 
 # %% ../../nbs/dictionaries/jumprelu.ipynb #8dbce510
+@patch
 @torch.no_grad()
-def init_from(self, x, y=None):
+def init_from(self:JumpReLU, x, y=None):
     "Scale, mean and `b_dec` from the data; the encoder's bias as if its input were centred"
     Dictionary.init_from(self, x, y)
     if self.rebuilds: self.b_enc.copy_(-self.b_dec@self.W_enc)
 
-def penalties(self,
+@patch
+def penalties(self:JumpReLU,
     z:Tensor,    # (n, d_sae): pre-activations
     f:Tensor,    # (n, d_sae)
     on:Tensor,   # (n, d_sae): 1 where a feature passes
@@ -95,19 +98,40 @@ def penalties(self,
     if self.penalty=='l0': return on.sum()/len(z), z.new_zeros(())
     return torch.tanh(self.tanh_scale*f).sum()/len(z), (theta-z).relu().sum()/len(z)
 
-def step(self, x:Tensor, y:Tensor=None)->Step:
+@patch
+def near(self:JumpReLU, x:Tensor, theta:Tensor):
+    "Pattern and pre-activations of all places above their thresholds or within the window; None where that is more than a sixteenth of all places, or the penalty looks at all of them"
+    if self.penalty=='tanh': return None
+    return sparse_above(x, self.W_enc, self.bias(), (theta-self.width/2).detach(), self.tile(), most=len(x)*self.d_sae//16)
+
+@patch
+def _few(self:JumpReLU, pattern, z, theta, y):
+    "f, [z > theta], squared error, residual and count of what passes, from the places that matter"
+    f,on = jump(z, theta[pattern.idx], self.width)
+    pattern.val = f.detach() # the encoder learns where a feature passes
+    mse,residual = sparse_error(pattern, f, self.W_dec, self.b_dec, y, every=True) # thresholds learn from what they held back
+    return Codes(pattern.idx, f.detach()), on, mse, residual, on.sum()/len(z), z.new_zeros(())
+
+@patch
+def _all(self:JumpReLU, x, theta, y):
+    "The same from all places"
+    z = F.linear(x, self.W_enc.t(), self.bias())
+    f,on = jump(z, theta, self.width, self.penalty=='tanh')
+    residual = f@self.W_dec + self.b_dec - y
+    places = torch.arange(self.d_sae, device=f.device).expand(len(f), -1) # every feature has its place
+    return Codes(places, f.detach()), on, residual.square().sum()/len(x), residual.detach(), *self.penalties(z, f, on, theta)
+
+@patch
+def step(self:JumpReLU, x:Tensor, y:Tensor=None)->Step:
     "Squared error plus the penalty; `parts` are mse, l0, penalty"
     xc,y = self.inputs(x, y)
-    z,theta = F.linear(xc, self.W_enc.t(), self.bias()),self.log_threshold.exp()
-    f,on = jump(z, theta, self.width, self.penalty=='tanh')
-    x_hat = f@self.W_dec + self.b_dec
-    mse = (x_hat-y).square().sum()/len(xc)
-    count,pre = self.penalties(z, f, on, theta)
+    theta = self.log_threshold.exp()
+    found = self.near(xc, theta)
+    codes,on,mse,residual,count,pre = self._few(*found, theta, y) if found else self._all(xc, theta, y)
     coef = self.l0_coef*(min(1, self.progress/self.l0_warmup) if self.l0_warmup else 1)
-    f,fired = f.detach(),on.detach()>0
-    self.count(fired.any(0), len(xc))
-    places = torch.arange(self.d_sae, device=f.device).expand(len(f), -1) # dense already: every feature has its place
-    return Step(mse + coef*count + self.pre_coef*pre, Codes(places, f), x_hat.detach()/self.scale_out,
+    fired = on.detach()>0
+    self.count(torch.zeros_like(self.dead).index_fill_(0, codes.idx[fired], True) if found else fired.any(0), len(xc))
+    return Step(mse + coef*count + self.pre_coef*pre, codes, (residual+y.detach()).div_(self.scale_out),
                 dict(mse=mse.detach(), l0=fired.sum()/len(xc), penalty=(coef*count).detach()))
 
-JumpReLU.init_from,JumpReLU.penalties,JumpReLU.step = init_from,penalties,step
+

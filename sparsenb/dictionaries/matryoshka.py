@@ -36,8 +36,8 @@ def nested_decode(
     for hi in prefixes:
         mine = (val>0)&(pattern.idx>=lo)&(pattern.idx<hi)
         j = mine.float().topk(max(1, int(mine.sum(1).max())), dim=1).indices # its places first, then empty ones
-        part = Pattern(pattern.idx.gather(1, j), pattern.n_features)
-        total,lo = total + sparse_decode(part, (val*mine).gather(1, j), W_dec),hi
+        v = (val*mine).gather(1, j)
+        total,lo = total + sparse_decode(Pattern(pattern.idx.gather(1, j), pattern.n_features, v.detach()), v, W_dec),hi
         out.append(total)
     return out
 
@@ -90,7 +90,7 @@ class Matryoshka(dictionaries['batch_topk']):
         prefixes = sample_prefixes(self.d_sae, self.n_sampled, self.power) if self.n_sampled else self.prefixes
         x_hats = {m: x+self.b_dec for m,x in zip(prefixes, nested_decode(pattern, val, self.W_dec, prefixes))}
         loss = nested_loss(lambda m: (x_hats[m]-y).square().sum()/len(y), prefixes, self.weights)
-        return loss, x_hats[self.d_sae], dict(nested=loss.detach())
+        return loss, (x_hats[self.d_sae]-y).detach(), dict(nested=loss.detach())
 
     def decode_prefixes(self,
         x:Tensor,       # (..., d_in), the user's units

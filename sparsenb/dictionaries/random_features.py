@@ -17,6 +17,7 @@ __all__ = ['RandomFeatures']
 class RandomFeatures(dictionaries['topk']):
     "TopK on random unit directions that stay; encoder and biases are learned"
     name = 'random_features'
+    unit_decoder = False # directions keep the length they were drawn with
     def __init__(self,
         d_in:int,           # width of the activations it reads
         d_sae:int,          # number of features
@@ -32,6 +33,3 @@ class RandomFeatures(dictionaries['topk']):
         self.cfg['learn_encoder'] = learn_encoder
         self.W_dec.requires_grad_(False)
         self.W_enc.requires_grad_(bool(learn_encoder))
-
-    def before_step(self): "Directions have no gradient"
-    def after_step(self): "Directions keep the length they were drawn with"

@@ -37,6 +37,7 @@ class TopAFA(Dictionary):
     "As many of the largest features as make the code as long as the activation (top-AFA; Lee et al. 2025, arXiv 2503.24277)"
     name = 'top_afa'
     sparsity = 'afa_coef',+1
+    unit_decoder = True
     def __init__(self,
         d_in:int,           # width of the activations it reads
         d_sae:int,          # number of features
@@ -60,8 +61,6 @@ class TopAFA(Dictionary):
         self.register_buffer('crowd', torch.tensor(d_sae)) # features of the fullest row of the last step
 
     aux = dictionaries['topk'].aux
-    def before_step(self): self.project_decoder()
-    def after_step(self): self.normalise_decoder()
 
     def init_from(self, x, y=None):
         "Scale and mean from the data; both biases begin at 0"
@@ -130,7 +129,7 @@ def step(self:TopAFA, x:Tensor, y:Tensor=None)->Step:
     x_hat,size,codes = (self._sparse if 8*self.crowd<=self.d_sae else self._dense)(xc, xc.norm(dim=1))
     mse = (x_hat-y).square().sum()/len(xc)
     afa = (size-y.norm(dim=1)).square().mean()*self.d_out
-    aux = self.aux(xc, (y-x_hat).detach())
+    aux = self.aux(xc, (x_hat-y).detach())
     on = codes.val>0
     self.count(torch.zeros_like(self.dead).index_fill_(0, codes.idx[on], True), len(xc))
     if self.training: self.crowd.copy_(on.sum(1).max())

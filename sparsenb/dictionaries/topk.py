@@ -10,6 +10,7 @@ from numbers import Integral
 from torch import Tensor
 from ..core import dictionaries
 from ..dictionary import Dictionary, Codes, Pattern, Step, grouped_topk, sparse_encode, sparse_decode
+from ..sparse import sparse_error, sparse_topk, take_rows
 
 # %% auto #0
 __all__ = ['TopK']
@@ -20,6 +21,7 @@ class TopK(Dictionary):
     "Keep the `k` largest pre-activations of each activation, then ReLU (Gao et al. 2024, arXiv 2406.04093)"
     name = 'topk'
     sparsity = ('k', +1)
+    unit_decoder = True
     def __init__(self,
         d_in:int,           # width of the activations it reads
         d_sae:int,          # number of features
@@ -56,13 +58,11 @@ class TopK(Dictionary):
     def codes(self, x:Tensor)->Codes:
         "Features of `x`, `k` places for each row"
         x = self.centred(self.scaled(x))
-        pattern,val = sparse_encode(x.reshape(-1, self.d_in), self.W_enc, self.bias(), self.select, self.tile())
+        pattern,val = sparse_topk(x.reshape(-1, self.d_in), self.W_enc, self.bias(), self.k, self.tile())
         return Codes(pattern.idx.view(*x.shape[:-1], self.k), val.view(*x.shape[:-1], self.k))
 
     def encode(self, x:Tensor)->Tensor: return self.codes(x).dense(self.d_sae)
     def forward(self, x:Tensor)->Tensor: return self.decode_codes(self.codes(x))
-    def before_step(self): self.project_decoder()
-    def after_step(self): self.normalise_decoder()
 
     def select_multi(self, z:Tensor)->tuple[Tensor,Tensor]:
         "The `multi_k` largest of each row, ReLU, the largest first: values and columns"
@@ -73,37 +73,38 @@ class TopK(Dictionary):
     def rebuild(self,
         x:Tensor, # (n, d_in), centred
         y:Tensor, # (n, d_out): target
-    )->tuple:     # pattern and values (n, k), the reconstruction (n, d_out), its squared error, and what else to minimise, by name
+    )->tuple:     # pattern and values (n, k), the residual `x_hat - y` (n, d_out), its squared error, and what else to minimise, by name
         "Codes and squared errors of one batch, through sparse codes alone"
-        error = lambda x_hat: (x_hat-y).square().sum()/len(y)
-        pattern,val = sparse_encode(x, self.W_enc, self.bias(), self.select_multi if self.multi_coef else self.select, self.tile())
         if not self.multi_coef:
-            x_hat = sparse_decode(pattern, val, self.W_dec) + self.b_dec
-            return pattern, val, x_hat, error(x_hat), {}
+            pattern,val = sparse_topk(x, self.W_enc, self.bias(), self.k, self.tile())
+            error,residual = sparse_error(pattern, val, self.W_dec, self.b_dec, y)
+            return pattern, val, residual, error, {}
+        pattern,val = sparse_encode(x, self.W_enc, self.bias(), self.select_multi, self.tile())
         first,more = (Pattern(i.contiguous(), self.d_sae) for i in pattern.idx.tensor_split([self.k], 1))
-        x_hat = sparse_decode(first, val[:,:self.k], self.W_dec) + self.b_dec
-        return first, val[:,:self.k], x_hat, error(x_hat), dict(multi=error(x_hat + sparse_decode(more, val[:,self.k:], self.W_dec)))
+        residual = sparse_decode(first, val[:,:self.k], self.W_dec) + self.b_dec - y
+        error,multi = ((residual + also).square().sum()/len(y) for also in (0, sparse_decode(more, val[:,self.k:], self.W_dec)))
+        return first, val[:,:self.k], residual.detach(), error, dict(multi=multi)
 
     def step(self, x:Tensor, y:Tensor=None)->Step:
         "Squared error plus AuxK (and Multi-TopK), through sparse codes alone; `parts` are mse, l0, aux (and multi)"
         xc,y = self.inputs(x, y)
-        pattern,val,x_hat,mse,more = self.rebuild(xc, y)
-        aux = self.aux(xc, (y-x_hat).detach())
-        val,x_hat = val.detach(),x_hat.detach()/self.scale_out
+        pattern,val,residual,mse,more = self.rebuild(xc, y)
+        aux = self.aux(xc, residual)
+        val,x_hat = val.detach(),(residual+y.detach()).div_(self.scale_out)
         self.count(torch.zeros_like(self.dead).index_fill_(0, pattern.idx[val>0], True), len(xc))
         loss = sum((self.multi_coef*v for v in more.values()), mse + self.aux_coef*self.variance*aux)
         return Step(loss, Codes(pattern.idx, val), x_hat, dict(mse=mse.detach(), l0=(val>0).sum()/len(val), aux=aux.detach(), **{k: v.detach() for k,v in more.items()}))
 
     def aux(self,
         x:Tensor,        # (n, d_in), centred
-        residual:Tensor, # (n, d_out), what the living features left over, detached
+        residual:Tensor, # (n, d_out), `x_hat - y`: minus what the living features left over, detached
     )->Tensor:           # scalar: share of the residual's variance; 0 while no feature is dead
         "How badly the dead features explain the residual"
         dead = self.dead.nonzero()[:,0] if self.training and self.k_aux else x.new_empty(0)
         if not len(dead): return x.new_zeros(())
-        z = F.linear(x, self.W_enc.t()[dead], self.b_enc[dead]).relu()
+        z = F.linear(x, take_rows(self.W_enc, dead, encoder=True), self.b_enc[dead]).relu()
         if len(dead)>self.k_aux:
             val,idx = grouped_topk(z, self.k_aux)
             z = torch.zeros_like(z).scatter(-1, idx, val)
         spread = (residual-residual.mean(0)).square().sum()
-        return ((z@self.W_dec[dead]-residual).square().sum()/spread).nan_to_num(0, 0, 0)
+        return ((z@take_rows(self.W_dec, dead)+residual).square().sum()/spread).nan_to_num(0, 0, 0)
