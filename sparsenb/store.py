@@ -4,164 +4,21 @@
 
 # %% ../nbs/30_store.ipynb #3d0524f8
 from __future__ import annotations
-import contextlib, errno, fcntl, hashlib, itertools, json, math, os, random, sys, warnings, zlib
-from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+import contextlib, hashlib, json, math, os, random, warnings
 from pathlib import Path
-from typing import NamedTuple
 import numpy as np, torch
 from fastcore.basics import patch
-from .core import UnknownName, atomic_file, atomic_folder, crc32, seed_of, settings, show_bytes, sweep, unknown, view, writable
+from .core import seed_of, settings, show_bytes, view
 from .core import progress as progress_bar
 from .corpus import load_corpus
 from .models import load_model
 from .hooks import capture
+from .shards import _dtype, _held, _lines, _manifests, _moments, _row_bytes
+from .writer import _Writer, _clean
+from .acts import ActivationStore, Rows, _inputs, _pad, _Segment
 
 # %% auto #0
-__all__ = ['Rows', 'ActivationStore']
-
-# %% ../nbs/30_store.ipynb #a86eef24
-def _pack(o:dict)->bytes:
-    "A line of the manifest"
-    s = json.dumps(o, allow_nan=False).encode()
-    return s[:-1] + b', "crc": "%08x"}\n' % zlib.crc32(s)
-
-def _unpack(line:bytes)->dict|None:
-    "What a line says, or None if its checksum does not match"
-    body,_,crc = line.rpartition(b', "crc": "')
-    body += b'}'
-    return json.loads(body) if crc==b'%08x"}' % zlib.crc32(body) else None
-
-def _read_manifest(
-    path:Path,      # the store's folder
-)->tuple[list,int]: # its lines, and how many bytes of the file they fill
-    "The lines of a manifest, without one cut short at the end; raises ValueError for a damaged one before it"
-    f = path/'manifest.jsonl'
-    try: raw = f.read_bytes()
-    except (FileNotFoundError, NotADirectoryError): return [],0
-    except PermissionError: raise PermissionError(f"cannot read {f}: permission denied; choose another folder") from None
-    lines,out,good = raw.split(b'\n')[:-1],[],0
-    for i,l in enumerate(lines):
-        o = _unpack(l)
-        if o is None and (i==0 or i<len(lines)-1): raise ValueError(f"{f} is altered: line {i+1} does not match its checksum")
-        if o is None: break
-        out.append(o); good += len(l)+1
-    return out,good
-
-# %% ../nbs/30_store.ipynb #2afd9f49
-class _Moments(NamedTuple):
-    n:int           # rows
-    mean:np.ndarray # [d] float64
-    m2:np.ndarray   # [d] float64, summed squared distance from the mean
-
-    def __add__(self, o):
-        n,d = self.n+o.n,o.mean-self.mean
-        return _Moments(n, self.mean+d*(o.n/n), self.m2+o.m2+d*d*(self.n*o.n/n))
-
-def _moments(
-    x:torch.Tensor,               # [n, d]
-)->tuple[_Moments,torch.Tensor]:  # and the norm of each row, [n] float32
-    "Moments over rows, and norms, in double precision and bounded memory"
-    ms,norms = [],[]
-    for c in x.split(1024): # small enough for the processor's cache
-        a = c.to(torch.float64, copy=True).numpy()
-        norms.append(np.sqrt(np.einsum('nd,nd->n', a, a)).astype(np.float32))
-        mean = a.mean(0)
-        a -= mean
-        ms.append(_Moments(len(a), mean, np.einsum('nd,nd->d', a, a)))
-    return sum(ms[1:], ms[0]), torch.from_numpy(np.concatenate(norms))
-
-# %% ../nbs/30_store.ipynb #a8c2d857
-def _nth(
-    chunks,    # callable returning an iterator of float32 tensors, none negative
-    k:int,     # 0 is the smallest
-)->float:
-    "The k-th smallest of many non-negative numbers, exactly, in bounded memory"
-    bits = lambda: (c.numpy().view(np.uint32) for c in chunks())
-    high = np.cumsum(sum(np.bincount(b>>16, minlength=1<<16) for b in bits()))
-    h = int(np.searchsorted(high, k, side='right'))
-    k -= int(high[h-1]) if h else 0
-    low = np.cumsum(sum(np.bincount((b&0xffff)[b>>16==h], minlength=1<<16) for b in bits()))
-    return float(np.uint32(h<<16|int(np.searchsorted(low, k, side='right'))).view(np.float32))
-
-# %% ../nbs/30_store.ipynb #efd122b6
-_codes = {'bfloat16': 'BF16', 'float16': 'F16', 'float32': 'F32', 'int32': 'I32'}
-
-def _dtype(name:str)->torch.dtype:
-    "The stored type by name; raises `UnknownName`"
-    if name not in _codes or name=='int32': raise UnknownName(unknown('dtype', name, [k for k in _codes if k!='int32']))
-    return getattr(torch, name)
-
-def _bytes(t): return memoryview(t.contiguous().view(torch.uint8).numpy()).cast('B')
-
-def _write_shard(
-    path:Path,
-    columns:dict,  # name -> tensor; four-byte types first, so that all are aligned
-)->dict:           # bytes, crc32 of the file, and a hash per column
-    "Write a safetensors file, whole or not at all"
-    at,head,hashes = 0,{},{}
-    for k,t in columns.items():
-        n = t.numel()*t.element_size()
-        head[k] = dict(dtype=_codes[str(t.dtype).removeprefix('torch.')], shape=list(t.shape), data_offsets=[at, at+n]); at += n
-    h = json.dumps(head).encode()
-    h += b' '*(-len(h)%8)
-    h = len(h).to_bytes(8, 'little')+h
-    with atomic_file(path) as tmp, open(tmp, 'wb') as f:
-        f.write(h); crc = zlib.crc32(h)
-        for k,t in columns.items():
-            b = _bytes(t)
-            f.write(b)
-            crc,hashes[k] = zlib.crc32(b, crc),hashlib.blake2b(b, digest_size=16).hexdigest()
-    return dict(bytes=len(h)+at, crc32=crc, hash=hashes)
-
-# %% ../nbs/30_store.ipynb #cd31ae6a
-class _Shards:
-    "The committed shards of a folder, read by row number"
-    def __init__(self, path:Path, lines:list):
-        self.path,self.shards = path,[l for l in lines if l['kind']=='shard']
-        self.starts = np.cumsum([0]+[s['rows'] for s in self.shards])  # first row of each shard, and the number of rows
-        self._open,self.segments,self.names = {},None,None
-        for s in self.shards:
-            f = path/s['file']
-            if not f.is_file(): raise ValueError(f"{path} is damaged: shard {s['file']} is missing")
-            if f.stat().st_size!=s['bytes']: raise ValueError(f"{f} is truncated or altered: {f.stat().st_size:,} bytes, {s['bytes']:,} were written")
-
-    def columns(self, i:int)->dict:
-        "Name -> tensor over the mapped file of shard `i`; raises ValueError if it is not the file that was written"
-        if i not in self._open:
-            s = self.shards[i]
-            f = self.path/s['file']
-            if (c := crc32(f))!=s['crc32']: raise ValueError(f"{f} is altered: its checksum is {c:08x}, {s['crc32']:08x} was written; delete {self.path} and collect again")
-            raw = np.memmap(f, np.uint8, mode='c')  # copy on write: nothing done to a tensor can reach the file
-            n = int.from_bytes(raw[:8].tobytes(), 'little')
-            base,head = torch.from_numpy(raw[8+n:]),json.loads(raw[8:8+n].tobytes())
-            self._open[i] = {k: base[slice(*v['data_offsets'])].view(_types[v['dtype']]).view(v['shape']) for k,v in head.items()}
-        return self._open[i]
-
-_types = {v: getattr(torch, k) for k,v in _codes.items()}
-
-# %% ../nbs/30_store.ipynb #f2424cbf
-@patch
-def span(self:_Shards, name:str, a:int, b:int)->torch.Tensor:
-    "Rows `a` to `b` of a column"
-    i,j = np.searchsorted(self.starts, [a, b-1], side='right')-1
-    parts = [self.columns(s)[name][max(a-self.starts[s], 0):b-self.starts[s]] for s in range(i, j+1)]
-    return parts[0] if len(parts)==1 else torch.cat(parts)
-
-@patch
-def gather(self:_Shards, name:str, rows:np.ndarray)->torch.Tensor:
-    "The rows of a column with these numbers, which ascend, so that the file is read forwards"
-    like = self.columns(0)[name]
-    out = torch.empty(len(rows), *like.shape[1:], dtype=like.dtype)
-    for i,(a,b) in enumerate(itertools.pairwise(np.searchsorted(rows, self.starts))):
-        if b>a: torch.index_select(self.columns(i)[name], 0, torch.from_numpy(rows[a:b]-self.starts[i]), out=out[a:b])
-    return out
-
-@patch
-def chunks(self:_Shards, name:str):
-    "A column, shard by shard"
-    return (self.columns(i)[name] for i in range(len(self.shards)))
+__all__ = []
 
 # %% ../nbs/30_store.ipynb #89c864e2
 def _shuffled(docs, seed, most=64_000_000):
@@ -179,12 +36,6 @@ def _shuffled(docs, seed, most=64_000_000):
     yield from held
 
 # %% ../nbs/30_store.ipynb #6b7beed2
-class _Segment(NamedTuple):
-    doc:int    # number of the document
-    name:str   # its name
-    at:int     # first token's place in the document
-    ids:list   # token ids, without BOS
-
 def _segments(model, corpus, seq_len, seed, doc=0, at=0):
     "Segments in order, from token `at` of document `doc` on"
     step = seq_len-(model.bos_id is not None)
@@ -204,17 +55,6 @@ def _in_batches(segments, size, left, extra):
         if left==0: return
     if batch: yield batch
 
-# %% ../nbs/30_store.ipynb #63005412
-def _inputs(batch, bos, pad):
-    "Token ids [n, T], padded on the right, and the mask of what is not padding"
-    rows = [([] if bos is None else [bos])+s.ids for s in batch]
-    ids = torch.full((len(rows), max(map(len, rows))), pad, dtype=torch.int64)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    for i,r in enumerate(rows): ids[i,:len(r)] = torch.tensor(r); mask[i,:len(r)] = True
-    return ids,mask
-
-def _pad(bos, pad): return next(i for i in (pad, bos, 0) if i is not None)
-
 # %% ../nbs/30_store.ipynb #974cd5e4
 def _finite(x, y, where, site, model):
     "`y`, unless it holds NaN or infinity; `x` is what it was before it was rounded, `where` says which token a row is"
@@ -223,9 +63,10 @@ def _finite(x, y, where, site, model):
     if not bad.any(): return y
     i = int(bad.nonzero()[0,0])
     seg,pos,tok = where(i)
-    what = 'NaN' if x[i].isnan().any() else 'infinity' if x[i].isinf().any() else f"a value too large for {str(y.dtype).removeprefix('torch.')} ({float(x[i].abs().max()):.3g}; store bfloat16 or float32)"
-    raise ValueError(f"model {model.name!r} gave {what} at site {site}: document {seg.name!r}, position {pos} of the segment that begins at its token {seg.at}, token {tok}; "
-                     f"{int(bad.sum())} of {len(bad)} rows of this batch are so, none of them is stored")
+    j,half = int((~torch.isfinite(y[i])).nonzero()[0,0]),'; the model computes in float16: load it in bfloat16 or float32' if x.dtype==torch.float16 else ''
+    what = 'NaN' if x[i].isnan().any() else 'infinity' if x[i].isinf().any() else f"a value too large for {str(y.dtype).removeprefix('torch.')} ({float(x[i,j]):.3g}; store bfloat16 or float32)"
+    raise ValueError(f"model {model.name!r} gave {what} at site {site}, dimension {j}: document {seg.name!r}, position {pos} of the segment that begins at its token {seg.at}, token {tok}; "
+                     f"{int(bad.sum())} of {len(bad)} rows of this batch are so, none of them is stored{half}")
 
 def _batch_columns(model, batch, sites, dtype, skip_bos):
     "Run the model on a batch of segments; name -> rows to store, in text order"
@@ -241,435 +82,6 @@ def _batch_columns(model, batch, sites, dtype, skip_bos):
         cols[s] = _finite(x, x.to(dtype), lambda i: (batch[seg[i]], int(pos[i]), int(cols['tok'][i])), s, model).cpu()
     return cols
 
-# %% ../nbs/30_store.ipynb #5cfeb3e1
-def _row_bytes(header:dict)->int: return 12+sum(4+d*_dtype(header['dtype']).itemsize for d in header['sites'].values())
-
-class _Writer:
-    "Appends rows to a store, shard by shard"
-    def __init__(self,
-        path:Path,
-        header:dict,  # what the store is; its first line
-    ): self.path,self.header,self.sites,self.names,self.fill = path,header,header['sites'],{},0
-
-    def __enter__(self):
-        h,left = self.header,(self.header['n_tokens'] or 0)-sum(l.get('rows', 0) for l in _read_manifest(self.path)[0])
-        writable(self.path, need=max(left, 0)*_row_bytes(h))
-        self.file = open(self.path/'manifest.jsonl', 'ab', buffering=0)
-        try: self._begin()
-        except BaseException: self.file.close(); raise
-        n,dtype = min(h['shard_rows'], h['n_tokens'] or h['shard_rows']),_dtype(h['dtype'])
-        self.buffer = {k: torch.empty(n, dtype=torch.int32) for k in ('tok','pos','doc')} | {s: torch.empty(n, d, dtype=dtype) for s,d in self.sites.items()}
-        return self
-
-    def _begin(self):
-        "Lock the manifest, drop what a killed writer left, find where to go on"
-        try: fcntl.flock(self.file, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except BlockingIOError: raise RuntimeError(f"another process is writing {self.path}: wait for it, or choose another folder") from None
-        self.lines,good = _read_manifest(self.path)
-        if not self.lines and any(self.path.glob('[0-9]*.safetensors')): raise ValueError(f"{self.path} is damaged: it has shards, but its manifest is empty or missing; delete it, or choose another folder")
-        self.file.truncate(good); sweep(self.path)
-        self.n,self.cursor = sum(l.get('rows', 0) for l in self.lines),dict(doc=0, at=0, skip=0)
-        for l in self.lines: self.cursor = l.get('cursor', self.cursor)
-
-    def __exit__(self, *_):
-        self.file.close()
-        if self.lines: return
-        (self.path/'manifest.jsonl').unlink()  # nothing came: leave nothing
-        with contextlib.suppress(OSError): self.path.rmdir()
-
-# %% ../nbs/30_store.ipynb #9838f9d2
-@patch
-def _append(self:_Writer, o:dict):
-    "Add a line to the manifest and put it on the disk"
-    b = _pack(o)
-    while b: b = b[self.file.write(b):]
-    os.fsync(self.file.fileno())
-    self.lines.append(o)
-
-@patch
-def add(self:_Writer,
-    cols:dict,    # name -> rows of one batch
-    cursor:dict,  # where the batch began
-    names:dict,   # number -> name of its documents
-    skip:int=0,   # rows of it that are stored already
-):
-    "Take a batch of rows, committing each shard as it fills"
-    self.names |= names
-    n,a = len(cols['tok']),skip
-    while a<n:
-        m = min(n-a, self.header['shard_rows']-self.fill)
-        for k,b in self.buffer.items(): b[self.fill:self.fill+m] = cols[k][a:a+m]
-        a,self.fill = a+m,self.fill+m
-        if self.fill==self.header['shard_rows']: self.commit(cursor|dict(skip=a))
-
-# %% ../nbs/30_store.ipynb #e19eeac8
-@patch
-def commit(self:_Writer, cursor):
-    "Put the buffer on the disk as a shard, then say so in the manifest"
-    try:
-        if not self.lines: self._append(self.header)
-        if self.fill: self._commit(cursor)
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
-        raise OSError(e.errno, f"no space left for {self.path}: {self.n:,} rows are safe in it; free some (the next shard takes {show_bytes(self.fill*_row_bytes(self.header))}) and make the same call again to go on") from None
-
-@patch
-def _commit(self:_Writer, cursor):
-    cols,file = {k: b[:self.fill] for k,b in self.buffer.items()},f'{len(self.lines)-1:05d}.safetensors'
-    stats = {s: _moments(cols[s]) for s in self.sites}
-    ints,docs = {k: cols[k] for k in ('tok','pos','doc')},cols['doc'].unique().tolist()
-    info = _write_shard(self.path/file, ints | {f'norm:{s}': stats[s][1] for s in self.sites} | {s: cols[s] for s in self.sites})
-    self._append(dict(kind='shard', file=file, rows=self.fill, **info, cursor=cursor, docs=[[d, self.names[d]] for d in docs],
-                      moments={s: dict(n=m.n, mean=m.mean.tolist(), m2=m.m2.tolist()) for s,(m,_) in stats.items()}))
-    self.n,self.fill,self.names = self.n+self.fill,0,{d: n for d,n in self.names.items() if d>=docs[-1]}
-
-# %% ../nbs/30_store.ipynb #8361cc73
-def _fingerprint(header, shards, site):
-    "Hash of what one site's data are and of the data"
-    what = {k: header[k] for k in ('revision','corpus_fingerprint','split','seq_len','skip_bos','dtype')} | dict(site=site)
-    data = [[s['hash'][k] for k in ('tok','pos','doc',site)] for s in shards]
-    return hashlib.blake2b(json.dumps([what, data], sort_keys=True).encode(), digest_size=16).hexdigest()
-
-def _sinks(norms, tok, pos, limit, most=20):
-    "How many rows have a norm above `limit`, and the commonest (token, position) among them with their counts"
-    which = Counter()
-    for n,t,p in zip(norms, tok, pos):
-        at = n>limit
-        which.update(zip(t[at].tolist(), p[at].tolist()))
-    return which.total(), which.most_common(most)
-
-@patch
-def finish(self:_Writer, token_text=None):
-    "Write the final line: statistics of each site, and the fingerprint"
-    shards = _Shards(self.path, self.lines)
-    n,final = int(shards.starts[-1]),{}
-    for s in self.sites:
-        ms = [_Moments(m['n'], np.array(m['mean']), np.array(m['m2'])) for m in (l['moments'][s] for l in shards.shards)]
-        m,norms = sum(ms[1:], ms[0]),lambda: shards.chunks(f'norm:{s}')
-        var,(median,p99,most) = m.m2/n,(_nth(norms, k) for k in ((n-1)//2, math.ceil(.99*n)-1, n-1))
-        n_sinks,which = _sinks(norms(), shards.chunks('tok'), shards.chunks('pos'), 100*median)
-        final[s] = dict(mean=m.mean.tolist(), std=np.sqrt(var).tolist(), sq_norm=float((m.mean**2+var).sum()), norms=dict(median=median, p99=p99, max=most),
-                        sinks=dict(n=n_sinks, tokens=[[t, token_text([t])[0] if token_text else str(t), p, c] for (t,p),c in which]),
-                        fingerprint=_fingerprint(self.header, shards.shards, s))
-    self._append(dict(kind='final', n=n, sites=final))
-
-# %% ../nbs/30_store.ipynb #d264234b
-class _Order:
-    "Which rows make up batch number `step`, as a function of nothing but `seed`"
-    def __init__(self, n:int, seed:int=0, block:int=16, pool:int=262_144):
-        self.n,self.seed,self.block,self.per = n,seed,block,pool//block
-        self.epoch = lru_cache(2)(self._epoch)
-
-    def _epoch(self, e:int):
-        "The epoch's order of blocks, and the place at which each pool begins"
-        blocks = np.random.default_rng([self.seed, e]).permutation(-(-self.n//self.block))
-        size = np.minimum(self.block, self.n-blocks*self.block)  # the last block of a store may be short
-        return blocks, np.append(0, np.add.reduceat(size, np.arange(0, len(size), self.per)).cumsum())
-
-    def pool(self, e:int, p:int)->tuple[np.ndarray,np.ndarray]:
-        "The rows of a pool, ascending, and the order in which it gives them out"
-        blocks = np.sort(self.epoch(e)[0][p*self.per:(p+1)*self.per])
-        rows = (blocks[:,None]*self.block+np.arange(self.block)).ravel()
-        rows = rows[rows<self.n]
-        return rows, np.random.default_rng([self.seed, e, p+1]).permutation(len(rows))
-
-    def pieces(self, step:int, size:int):
-        "Batch `step` as (epoch, pool, from, to), most often a single one"
-        at,end = step*size,(step+1)*size
-        while at<end:
-            e,o = divmod(at, self.n)
-            starts = self.epoch(e)[1]
-            p = int(np.searchsorted(starts, o, side='right'))-1
-            m = min(end-at, int(starts[p+1])-o)
-            yield e,p,o-int(starts[p]),o-int(starts[p])+m
-            at += m
-
-# %% ../nbs/30_store.ipynb #e336b795
-class _Reader:
-    "Shuffled batches of one site; holds one pool"
-    def __init__(self, shards, site, n, batch_size, seed, device):
-        self.shards,self.site,self.size,self.device = shards,site,batch_size,device
-        self.order,self.key = _Order(n, seed),None
-
-    def __call__(self, step:int)->torch.Tensor:
-        "Batch number `step`, float32"
-        parts = []
-        for e,p,a,b in self.order.pieces(step, self.size):
-            if (e,p)!=self.key:
-                self.held = None  # the old pool goes before the next one comes
-                rows,order = self.order.pool(e, p)
-                self.held,self.key = (self.shards.gather(self.site, rows), torch.from_numpy(order)),(e,p)
-            x,order = self.held
-            parts.append(x.index_select(0, order[a:b]))
-        x = parts[0] if len(parts)==1 else torch.cat(parts)
-        return x.to(self.device).float()
-
-def _ahead(read, steps, depth=4, ending=sys.is_finalizing):
-    "`read(step)` for each step, computed in a thread up to `depth` steps ahead; the thread ends with the iterator"
-    ex,ready = ThreadPoolExecutor(1, thread_name_prefix='store'),deque()
-    try:
-        for s in steps:
-            ready.append(ex.submit(read, s))
-            if len(ready)>depth: yield ready.popleft().result()
-        while ready: yield ready.popleft().result()
-    finally:
-        if not ending(): ex.shutdown(wait=True, cancel_futures=True) # an iterator left open goes with the interpreter, which has ended the thread
-
-# %% ../nbs/30_store.ipynb #3841a30a
-class Rows(NamedTuple):
-    "Consecutive rows of a store, in text order"
-    x:torch.Tensor    # activations, [n, d_in] float32
-    tok:torch.Tensor  # token ids, [n] int32
-    pos:torch.Tensor  # positions in the model's input, [n] int32
-    doc:torch.Tensor  # numbers of the documents, [n] int32
-    start:int         # number of the first row
-
-# %% ../nbs/30_store.ipynb #c7952e63
-class ActivationStore:
-    "Activations of one site, or of several, on disk; made by `collect` or `from_rows`, opened by `open`"
-    def __init__(self,
-        path:Path|str, # the folder
-        lines:list,    # of its manifest
-        site:str=None, # which of its sites is read; with a single one, that
-        shards=None,   # already opened by another view of the same folder
-    ):
-        self.path,self.header,self._lines = Path(path),lines[0],lines
-        self._site = site or (self.sites[0] if len(self.sites)==1 else None)
-        self._shards = shards or _Shards(self.path, lines)
-        self._first = int(self.header['skip_bos'])  # position of a segment's first row
-
-    def __len__(self): return int(self._shards.starts[-1])
-    def __getitem__(self, site:str)->'ActivationStore':
-        "The view of one site; raises `UnknownName`"
-        if site not in self.sites: raise UnknownName(f"{self.path}: " + unknown('site', site, self.sites))
-        return ActivationStore(self.path, self._lines, site, self._shards)
-
-    def __repr__(self):
-        sites = ', '.join(f'{s} ({d} wide)' for s,d in self.header['sites'].items() if self._site in (None, s))
-        return f"ActivationStore {str(self.path)!r}: {sites} of {self.model_name or 'rows given'}, {len(self):,} rows, {self.dtype}"
-
-# %% ../nbs/30_store.ipynb #0620a936
-@patch(as_prop=True)
-def sites(self:ActivationStore)->list:
-    "Names of the sites it holds"
-    return list(self.header['sites'])
-
-@patch(as_prop=True)
-def site(self:ActivationStore)->str:
-    "The site that is read; raises ValueError where there are several and none was chosen"
-    if self._site is None: raise ValueError(f"{self.path} holds several sites, {', '.join(self.sites)}: choose one with store[{self.sites[0]!r}]")
-    return self._site
-
-@patch(as_prop=True)
-def d_in(self:ActivationStore)->int:
-    "Width of the site"
-    return self.header['sites'][self.site]
-
-@patch(as_prop=True)
-def n_tokens(self:ActivationStore)->int:
-    "Number of rows"
-    return len(self)
-
-@patch(as_prop=True)
-def dtype(self:ActivationStore)->str:
-    "Type on disk, by name"
-    return self.header['dtype']
-
-# %% ../nbs/30_store.ipynb #48a826c4
-@patch(as_prop=True)
-def model_name(self:ActivationStore)->str:
-    "Name of the model; empty for rows from elsewhere"
-    return self.header['model']
-
-@patch(as_prop=True)
-def revision(self:ActivationStore)->str:
-    "Checksum of the model's weights"
-    return self.header['revision']
-
-@patch(as_prop=True)
-def corpus(self:ActivationStore)->str:
-    "Name of the text"
-    return self.header['corpus']
-
-@patch(as_prop=True)
-def split(self:ActivationStore)->str:
-    "Split of the text"
-    return self.header['split']
-
-@patch(as_prop=True)
-def fingerprint(self:ActivationStore)->str:
-    "Hash of what the data are and of the data themselves"
-    return self.stats['fingerprint']
-
-# %% ../nbs/30_store.ipynb #874adbbb
-@patch(as_prop=True)
-def stats(self:ActivationStore)->dict:
-    "The final line's numbers for this site: mean, std, sq_norm, norms, sinks, fingerprint"
-    return self._lines[-1]['sites'][self.site]
-
-@patch(as_prop=True)
-def mean(self:ActivationStore)->torch.Tensor:
-    "Mean of the data, [d_in] float32"
-    return torch.tensor(self.stats['mean'], dtype=torch.float64).float()
-
-@patch(as_prop=True)
-def std(self:ActivationStore)->torch.Tensor:
-    "Standard deviation of each dimension, [d_in] float32"
-    return torch.tensor(self.stats['std'], dtype=torch.float64).float()
-
-@patch(as_prop=True)
-def scale(self:ActivationStore)->float:
-    "The factor that makes the mean squared norm `d_in`; 1 for data that are all zero"
-    return math.sqrt(self.d_in/self.stats['sq_norm']) if self.stats['sq_norm'] else 1.
-
-@patch(as_prop=True)
-def gamma(self:ActivationStore)->float:
-    "Norm of the mean over norm of the standard deviations; infinite for constant data"
-    m,s = (float(np.linalg.norm(self.stats[k])) for k in ('mean','std'))
-    return m/s if s else math.inf if m else 0.
-
-# %% ../nbs/30_store.ipynb #10e33745
-@patch
-def batches(self:ActivationStore,
-    batch_size:int,     # rows
-    n_tokens:int=None,  # stop after the batch that reaches so many rows, counted from step 0; endless if None
-    seed:int=None,      # of the order; the settings' unless given
-    start:int=0,        # number of the first batch, to go on from
-    device='cpu',       # where batches go
-):                      # iterator of float32 [batch_size, d_in]
-    "Shuffled batches, epoch after epoch; batch `i` depends on `seed` and `i` alone"
-    if batch_size<1: raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if start<0: raise ValueError(f"start must be at least 0, got {start}")
-    steps = itertools.count(start) if n_tokens is None else range(start, -(-int(n_tokens)//batch_size))
-    return _ahead(_Reader(self._shards, self.site, len(self), batch_size, seed_of(seed), device), steps)
-
-@patch
-def rows(self:ActivationStore,
-    chunk:int=8192,  # rows at a time; the last may be fewer
-    start:int=0,     # number of the first row
-):                   # iterator of `Rows`
-    "All rows in text order: a document's tokens follow each other"
-    if chunk<1: raise ValueError(f"chunk must be at least 1, got {chunk}")
-    for a in range(start, len(self), chunk):
-        b = min(a+chunk, len(self))
-        get = lambda k,t: self._shards.span(k, a, b).to(t, copy=True)  # never the mapped file itself
-        yield Rows(get(self.site, torch.float32), *(get(k, torch.int32) for k in ('tok','pos','doc')), a)
-
-# %% ../nbs/30_store.ipynb #4547f070
-@patch(as_prop=True)
-def segments(self:ActivationStore)->np.ndarray:
-    "Number of the first row of each segment and, last, the number of rows; [n_segments+1] int64"
-    s = self._shards
-    if s.segments is None: s.segments = np.concatenate([np.flatnonzero(p.numpy()==self._first)+a for p,a in zip(s.chunks('pos'), s.starts)] + [s.starts[-1:]])
-    return s.segments
-
-@patch
-def sequences(self:ActivationStore,
-    batch_size:int,      # sequences
-    n_tokens:int=None,   # stop after the batch that reaches so many stored rows; all if None
-    seed:int=None,       # of the order; the order of the text if None
-):                       # iterator of (ids int64 [b, T], mask bool [b, T]), padded on the right
-    "The model's inputs, BOS included, rebuilt from the stored tokens"
-    if batch_size<1: raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    h,s = self.header,self.segments
-    order = np.arange(len(s)-1) if seed is None else np.random.default_rng(seed).permutation(len(s)-1)
-    done = 0
-    for i in range(0, len(order), batch_size):
-        if n_tokens is not None and done>=n_tokens: return
-        batch = [_Segment(0, '', 0, self._shards.span('tok', s[j], s[j+1]).tolist()) for j in order[i:i+batch_size]]
-        done += sum(len(b.ids) for b in batch)
-        yield _inputs(batch, h['bos_id'] if h['skip_bos'] else None, _pad(h['bos_id'], h['pad_id']))
-
-# %% ../nbs/30_store.ipynb #a8b3b0a9
-@patch
-def context(self:ActivationStore,
-    row:int,            # number of a row
-    left:int=24,        # at most so many tokens before it
-    right:int=8,        # and after it
-)->tuple:               # token ids, and where among them the row's own stands
-    "The tokens around a row, within its segment; BOS is left out where it is not stored"
-    if not 0<=row<len(self): raise IndexError(f"row {row} does not exist: {self.path} has rows 0 to {len(self)-1}")
-    i = int(np.searchsorted(self.segments, row, side='right'))
-    a,b = max(int(self.segments[i-1]), row-left),min(int(self.segments[i]), row+right+1)
-    return self._shards.span('tok', a, b).tolist(), row-a
-
-@patch
-def doc_name(self:ActivationStore,
-    doc:int,   # number of a document, as `Rows.doc` gives it
-)->str:
-    "Name of a document"
-    s = self._shards
-    if s.names is None: s.names = {d: n for l in s.shards for d,n in l['docs']}
-    if int(doc) not in s.names: raise IndexError(f"document {doc} has no rows in {self.path}")
-    return s.names[int(doc)]
-
-@patch(as_prop=True)
-def sinks(self:ActivationStore)->np.ndarray:
-    "Numbers of the rows whose norm is above 100 times the median, [n] int64"
-    limit,s = 100*self.stats['norms']['median'],self._shards
-    return np.concatenate([np.flatnonzero(c.numpy()>limit)+a for c,a in zip(s.chunks(f'norm:{self.site}'), s.starts)])
-
-# %% ../nbs/30_store.ipynb #fc209c73
-def _finished(path, lines):
-    "`lines`, if they are a whole manifest of a version we read"
-    if not lines: raise FileNotFoundError(f"{path} holds no store: no manifest.jsonl, or an empty one; make one with ActivationStore.collect")
-    if lines[0]['version']!=1: raise ValueError(f"{path} is of format version {lines[0]['version']}, this program reads version 1")
-    if lines[-1]['kind']=='final': return lines
-    n,of = sum(l.get('rows', 0) for l in lines),lines[0]['n_tokens']
-    raise ValueError(f"{path} is unfinished: {n:,}{f' of {of:,}' if of else ''} rows; make the call to ActivationStore.collect again to finish it")
-
-@patch(cls_method=True)
-def open(cls:ActivationStore,
-    path:Path|str,  # the folder
-    model=None,     # check that it was collected from this model
-    site:str=None,  # read this site
-)->ActivationStore:
-    "Open a finished store; raises FileNotFoundError, ValueError if it is unfinished, damaged or of another model, `UnknownName` for a site it does not hold"
-    path = Path(path)
-    store = cls(path, _finished(path, _read_manifest(path)[0]))
-    if model is not None and (m := load_model(model)).revision!=store.revision:
-        raise ValueError(f"{path} holds activations of model {store.model_name!r} (revision {store.revision}), not of {m.name!r} (revision {m.revision})")
-    return store if site is None else store[site]
-
-# %% ../nbs/30_store.ipynb #f2bff4b5
-def _given(x, tok, pos, doc, site, dtype)->dict:
-    "Columns of rows that are already there, checked"
-    x,n = torch.as_tensor(x),len(x)
-    if x.ndim!=2 or not x.numel(): raise ValueError(f"x must be [n, d] with at least one row, got shape {list(x.shape)}")
-    cols = {k: (d if v is None else torch.as_tensor(v)).int() for k,v,d in (('tok', tok, torch.zeros(n)), ('pos', pos, torch.arange(n)), ('doc', doc, torch.zeros(n)))}
-    for k,v in cols.items():
-        if v.shape!=(n,): raise ValueError(f"{k} must be [{n}], one number a row of x, got shape {list(v.shape)}")
-    if cols['pos'][0]: raise ValueError(f"pos must begin with 0, the first row of a segment, got {int(cols['pos'][0])}")
-    cols[site] = x.detach().cpu().to(_dtype(dtype))
-    bad = (~cols[site].isfinite()).any(-1).nonzero()
-    if len(bad): raise ValueError(f"x holds NaN, infinity or a value too large for {dtype} in {len(bad)} of {n} rows, the first of them row {int(bad[0])}")
-    return cols
-
-@patch(cls_method=True)
-def from_rows(cls:ActivationStore,
-    path:Path|str,      # the folder; must not exist, or be empty
-    x,                  # activations, [n, d]
-    tok=None,           # token ids, [n]; 0 if None
-    pos=None,           # positions in segments, [n], 0 at the beginning of each; the row number if None
-    doc=None,           # numbers of documents, [n]; 0 if None
-    names=(),           # names of the documents, by number
-    site:str='rows',    # what to call the site
-    dtype:str='bfloat16',
-    shard_rows:int=65_536,
-)->ActivationStore:
-    "A store of given rows; raises FileExistsError, and ValueError for NaN, infinity or shapes that do not fit"
-    path,cols = Path(path),_given(x, tok, pos, doc, site, dtype)
-    if path.exists() and any(path.iterdir()): raise FileExistsError(f"{path} exists and is not empty: choose another folder")
-    n,names = len(cols['tok']),{int(d): names[d] if d<len(names) else f'{d:06d}' for d in cols['doc'].unique().tolist()}
-    header = dict(kind='header', version=1, model='', revision='', sites={site: cols[site].shape[1]}, dtype=dtype, tokenizer='', corpus='', corpus_fingerprint='', split='all', seq_len=n,
-                  batch_size=n, n_tokens=n, shard_rows=shard_rows, seed=None, skip_bos=False, bos_id=None, pad_id=None)
-    writable(path.parent, need=n*_row_bytes(header))
-    with atomic_folder(path) as tmp:
-        with _Writer(tmp, header) as w:
-            w.add(cols, dict(doc=0, at=0), names)
-            w.commit(None); w.finish()
-    return cls.open(path)
-
 # %% ../nbs/30_store.ipynb #b3f559dd
 def _tokenizer_hash(tokenizer)->str:
     t = getattr(tokenizer, 'backend_tokenizer', None)
@@ -680,11 +92,11 @@ def _header(model, corpus, site, n_tokens, seq_len, batch_size, dtype, shard_row
     if model.tokenizer is None: raise ValueError(f"model {model.name!r} has no tokenizer, so it cannot read a text: pass load_model one, or capture and use ActivationStore.from_rows")
     sites = [model.sites.check(s) for s in ([site] if isinstance(site, str) else site)]
     if not sites or len({*sites})<len(sites): raise ValueError(f"one or more different sites were expected, got {', '.join(sites) or 'none'}")
-    _dtype(dtype)
+    _held(dtype)
     bos,top = model.bos_id is not None,getattr(model, 'n_ctx', None) or math.inf
     for k,v,lo,hi in (('n_tokens', n_tokens, 1, math.inf), ('seq_len', seq_len, 1+bos, top), ('batch_size', batch_size, 1, math.inf), ('shard_rows', shard_rows, 1, math.inf)):
         if v is not None and not lo<=v<=hi: raise ValueError(f"{k} must be at least {lo}{f' and at most {hi}, the context of {model.name!r}' if hi<math.inf else ''}, got {v}")
-    return dict(kind='header', version=1, model=model.name, revision=model.revision, sites={s: model.sites.width(s) for s in sites}, dtype=dtype, tokenizer=_tokenizer_hash(model.tokenizer),
+    return dict(kind='header', version=2, model=model.name, revision=model.revision, sites={s: model.sites.width(s) for s in sites}, dtype=dtype, tokenizer=_tokenizer_hash(model.tokenizer),
                 corpus=corpus.name, corpus_fingerprint=corpus.fingerprint, split=corpus.split, seq_len=int(seq_len), batch_size=int(batch_size), n_tokens=None if n_tokens is None else int(n_tokens),
                 shard_rows=int(shard_rows), seed=seed, skip_bos=bool(skip_bos and bos), bos_id=model.bos_id, pad_id=model.pad_id)
 
@@ -692,31 +104,49 @@ def _header(model, corpus, site, n_tokens, seq_len, batch_size, dtype, shard_row
 def _same(path, have, want):
     "Raise ValueError naming every setting in which the store on disk differs from the one asked for"
     def said(h): return h | dict(model=f"{h['model']} ({h['revision']})", site=', '.join(h['sites']), corpus=f"{h['corpus']} ({h['corpus_fingerprint']})")
-    keys = dict(model='revision', site='sites', corpus='corpus_fingerprint') | {k: k for k in want if k not in ('kind','model','revision','sites','corpus','corpus_fingerprint')}
+    keys = dict(model='revision', site='sites', corpus='corpus_fingerprint') | {k: k for k in want if k not in ('kind','version','model','revision','sites','corpus','corpus_fingerprint')}
     diff = [k for k,f in keys.items() if have.get(f)!=want[f]]
     if diff:
         a,b = said(have),said(want)
         raise ValueError(f"{path} holds another store: " + '; '.join(f"{k} is {a.get(k)}, asked for {b[k]}" for k in diff) + '. Choose another folder, or delete this one')
 
 # %% ../nbs/30_store.ipynb #0bd512f7
-def _harvest(w, model, corpus, bar):
-    "Run the model over the text from the writer's cursor on, and finish the store"
-    h,cur = w.header,w.cursor
-    if cur is not None: # None: all rows are there, only the last line is missing
-        left = None if h['n_tokens'] is None else h['n_tokens']-(w.n-cur['skip'])
-        segments = _segments(model, corpus, h['seq_len'], h['seed'], cur['doc'], cur['at'])
-        skip = cur['skip']
-        for batch in _in_batches(segments, h['batch_size'], left, int(model.bos_id is not None and not h['skip_bos'])):
-            cols = _batch_columns(model, batch, list(h['sites']), _dtype(h['dtype']), h['skip_bos'])
-            w.add(cols, dict(doc=batch[0].doc, at=batch[0].at), {s.doc: s.name for s in batch}, skip)
-            skip = 0
-            if bar is not None: bar.update(w.n+w.fill-bar.n)
-        if not w.n+w.fill: raise ValueError(f"corpus {corpus.name!r}, split {corpus.split!r}, has no text: {len(corpus)} documents gave no token")
-        w.commit(None)
-    if w.n<(h['n_tokens'] or 0): warnings.warn(f"{corpus!r} gave {w.n:,} rows, {h['n_tokens']:,} were asked for")
-    w.finish(model.token_text)
+def _read(model, corpus, header, row=0, cursor=None):
+    "Batches of segments from a cursor on, with the number of each one's first row and of the rows after it"
+    h,cur,extra = header,cursor or dict(doc=0, at=0),int(model.bos_id is not None and not header['skip_bos'])
+    left = None if h['n_tokens'] is None else h['n_tokens']-row
+    for batch in _in_batches(_segments(model, corpus, h['seq_len'], h['seed'], cur['doc'], cur['at']), h['batch_size'], left, extra):
+        end = row+sum(len(s.ids)+extra for s in batch)
+        yield batch,row,end
+        row = end
+
+def _harvest(w, model, corpus, bar)->bool:
+    "Run the model over the text for the shards that are the writer's; whether the store is finished now"
+    h,(row,cur) = w.header,w.start()
+    n = row
+    for batch,a,n in () if cur is None else _read(model, corpus, h, row, cur):
+        if any(w.mine(u) for u in range(a//h['shard_rows'], (n-1)//h['shard_rows']+1)):
+            cols = _batch_columns(model, batch, list(h['sites']), _held(h['dtype']), h['skip_bos'])
+            w.add(cols, a, dict(doc=batch[0].doc, at=batch[0].at), {s.doc: s.name for s in batch})
+        if bar is not None: bar.update(w.n+w.fill-bar.n)
+    if not n: raise ValueError(f"corpus {corpus.name!r}, split {corpus.split!r}, has no text: {len(corpus)} documents gave no token")
+    w.commit(None)
+    if n<(h['n_tokens'] or 0): warnings.warn(f"{corpus!r} gave {n:,} rows, {h['n_tokens']:,} were asked for")
+    return w.finish(n, model.token_text)
 
 # %% ../nbs/30_store.ipynb #24e4a94f
+def _rank(rank, world)->tuple:
+    "Rank and world as numbers; raises ValueError"
+    if rank=='env':
+        if missing := [k for k in ('RANK','WORLD_SIZE') if not os.environ.get(k, '').isdigit()]: raise ValueError(f"rank='env' reads RANK and WORLD_SIZE; {' and '.join(missing)} is not set to a number: start with torchrun, or give rank and world")
+        rank,world = int(os.environ['RANK']),int(os.environ['WORLD_SIZE'])
+    for k,v in (('rank', rank), ('world', world)):
+        if isinstance(v, bool) or not isinstance(v, int): raise ValueError(f"{k} must be a whole number, got {v!r}")
+    if world<1: raise ValueError(f"world must be at least 1, got {world}")
+    if not 0<=rank<world: raise ValueError(f"rank must be from 0 to {world-1} in a world of {world}, got {rank}")
+    return rank,world
+
+# %% ../nbs/30_store.ipynb #0c866694
 @patch(cls_method=True)
 def collect(cls:ActivationStore,
     model,                    # anything `load_model` takes
@@ -726,24 +156,28 @@ def collect(cls:ActivationStore,
     path:Path|str=None,       # folder; one in the cache, named by the settings, if None
     seq_len:int=256,          # tokens of a segment, BOS included
     batch_size:int=16,        # segments the model sees at once
-    dtype:str='bfloat16',     # on disk: bfloat16, float32, or float16, which cannot hold large norms
+    dtype:str='bfloat16',     # on disk: bfloat16, float32, int8 (half the room), or float16, which cannot hold large norms
     shard_rows:int=65_536,    # rows of a shard
     seed:int=None,            # of the order of documents; the settings' unless given
     shuffle:bool=True,        # documents in a random order; False: in the order given
     skip_bos:bool=True,       # do not store the row of the BOS token
     progress:bool=True,       # show a bar
-)->ActivationStore:           # finished, and open
-    "Store activations of a text; goes on with an unfinished store, opens a finished one. Raises `UnknownName`; ValueError for a store of other settings, text without tokens, NaN; OSError for a folder that cannot be written or a full disk"
-    model,corpus = load_model(model),load_corpus(corpus)
+    rank:int|str=0,           # which of several processes this is; 'env': RANK and WORLD_SIZE say
+    world:int=1,              # how many share the work
+)->ActivationStore:           # finished, and open; None where other processes have not finished theirs
+    "Store activations of a text; goes on with an unfinished store, opens a finished one. Raises `UnknownName`; ValueError for a store of other settings, text without tokens, NaN, a rank outside the world; RuntimeError while another process writes; OSError for a folder that cannot be written or a full disk"
+    (rank,world),model,corpus = _rank(rank, world),load_model(model),load_corpus(corpus)
     header = _header(model, corpus, site, n_tokens, seq_len, batch_size, dtype, shard_rows, seed_of(seed) if shuffle else None, skip_bos)
     path = Path(path) if path is not None else settings().cache/'acts'/hashlib.blake2b(json.dumps(header).encode(), digest_size=8).hexdigest()
-    lines,_ = _read_manifest(path)
+    lines = _lines(path)
     if lines: _same(path, lines[0], header)
-    if lines and lines[-1]['kind']=='final': return cls.open(path)
-    with _Writer(path, header) as w, contextlib.ExitStack() as stack:
+    if lines and lines[-1]['kind']=='final':
+        if len(_manifests(path))>1: _clean(path)  # who finished it was killed before this
+        return cls.open(path)
+    with _Writer(path, lines[0] if lines else header, rank, world) as w, contextlib.ExitStack() as stack:
         bar = stack.enter_context(progress_bar(total=header['n_tokens'], desc=f"collecting {', '.join(header['sites'])}", unit='tok')) if progress else None
-        _harvest(w, model, corpus, bar)
-    return cls.open(path)
+        done = _harvest(w, model, corpus, bar)
+    return cls.open(path) if done else None
 
 # %% ../nbs/30_store.ipynb #012c1ddf
 @patch(as_prop=True)

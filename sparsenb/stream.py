@@ -11,6 +11,7 @@ from torch import Tensor
 from .core import UnknownName, seed_of, show_bytes, unknown, within_memory
 from .corpus import load_corpus
 from .models import load_model
+from .mixing import _steps
 from .store import _batch_columns, _dtype, _header, _moments, _row_bytes, _segments
 from .dictionary import Stats
 from .train import _check_stats, _check_width
@@ -130,6 +131,7 @@ class LiveStream:
     ):
         for nm,v,lo in (('pool', pool, 2), ('mix', mix, 1)):
             if isinstance(v, bool) or not isinstance(v, int) or v<lo: raise ValueError(f"{nm} must be a whole number of at least {lo}, got {v!r}")
+        _dtype(dtype)
         self.model,self.text,self.pool,self.mix = load_model(model),load_corpus(corpus),pool,mix
         self.header = _header(self.model, self.text, site, None, seq_len, batch_size, dtype, pool, None, skip_bos)
         need = (pool+batch_size*seq_len)*(_row_bytes(self.header)+2*_row.itemsize)
@@ -192,9 +194,7 @@ def batches(self:LiveStream,
     device='cpu',    # where batches go
 ):                   # iterator of float32 [batch_size, d_in]
     "Shuffled batches; batch `i` depends on `seed`, `batch_size` and `i` alone"
-    if batch_size<1: raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if start<0: raise ValueError(f"start must be at least 0, got {start}")
-    return self._batches(self.site, batch_size, itertools.count(start) if n_tokens is None else range(start, -(-int(n_tokens)//batch_size)), seed_of(seed), device)
+    return self._batches(self.site, batch_size, _steps(batch_size, n_tokens, start), seed_of(seed), device)
 
 @patch
 def _batches(self:LiveStream, site, batch_size, steps, seed, device):

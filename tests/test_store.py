@@ -2,7 +2,7 @@
 import contextlib, errno, gc, math, multiprocessing, os, shutil, signal, subprocess, sys, tempfile, threading, time
 import numpy as np, pytest, torch
 from pathlib import Path
-from sparsenb import store as st
+from sparsenb import mixing, shards, store as st, writer
 from sparsenb.core import UnknownName
 from sparsenb.corpus import load_corpus
 from sparsenb.hooks import capture
@@ -62,7 +62,9 @@ def test_rows_are_what_the_model_computes(model, whole):
 def test_shards_are_plain_safetensors(whole):
     from safetensors.torch import load_file
     t = load_file(whole.path/'00001.safetensors')
-    assert t['resid_post.0'].dtype==torch.bfloat16 and torch.equal(t['resid_post.0'].float(), all_rows(whole)[200:400])
+    assert t['resid_post.0'].dtype==torch.bfloat16 and torch.equal(t['resid_post.0'][t['at']].float(), all_rows(whole)[200:400])
+    assert not torch.equal(t['at'], torch.arange(200))  # written shuffled, all columns alike
+    assert torch.equal(t['tok'][t['at']], torch.cat([r.tok for r in whole.rows(97)])[200:400])
     torch.testing.assert_close(t['norm:resid_post.0'], t['resid_post.0'].float().norm(dim=1))
 
 def test_statistics(whole):
@@ -127,12 +129,13 @@ def _die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 
 def _child(path, where, n):
     "Collect and be killed, by nobody's leave, at the n-th visit to `where`"
-    orig,left = getattr(st, where),[n]
+    owner = dict(capture=st, _bytes=shards).get(where, writer)
+    orig,left = getattr(owner, where),[n]
     def bomb(*a, **k):
         left[0] -= 1
         if left[0]<0: _die()
         return orig(*a, **k)
-    setattr(st, where, bomb)
+    setattr(owner, where, bomb)
     ActivationStore.collect(tiny(), TEXT, **how(path))
 
 @pytest.mark.parametrize('where,n', [
@@ -154,7 +157,7 @@ def test_killed_by_another_process(whole, tmp_path):
     code = f"""
 import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_store as t
-from sparsenb import store as st
+from sparsenb import mixing, shards, store as st, writer
 real = st.capture
 st.capture = lambda *a, **k: time.sleep(.05) or real(*a, **k)
 t.ActivationStore.collect(t.tiny(), t.TEXT, **t.how({str(tmp_path/'acts')!r}))
@@ -185,9 +188,9 @@ def test_disk_full_resumes(model, whole, tmp_path, monkeypatch, where):
     n = [0]
     def full(*_):
         n[0] += 1
-        if n[0]>8: raise OSError(errno.ENOSPC, 'No space left on device')
+        if n[0]>(12 if where=='_bytes' else 8): raise OSError(errno.ENOSPC, 'No space left on device')
         return orig(*_)
-    owner = st if where=='_bytes' else os
+    owner = shards if where=='_bytes' else os
     orig = getattr(owner, where)
     monkeypatch.setattr(owner, where, full)
     s = _full_disk(model, tmp_path/'acts', monkeypatch.undo)
@@ -210,7 +213,7 @@ def test_given_rows_want_room_too(tmp_path, monkeypatch):
 
 def test_two_writers(model, tmp_path):
     h = st._header(model, load_corpus(TEXT), 'resid_post.0', None, 32, 4, 'bfloat16', 200, 0, True)
-    with st._Writer(tmp_path/'acts', h), pytest.raises(RuntimeError, match='another process is writing'):
+    with writer._Writer(tmp_path/'acts', h), pytest.raises(RuntimeError, match='another process is writing'):
         ActivationStore.collect(model, TEXT, **how(tmp_path/'acts'))
 
 # -- refused ----------------------------------------------------------------------------------------------------------
@@ -235,7 +238,7 @@ def test_open_checks_model_and_site(whole, model):
     (dict(site=[]), ValueError, 'one or more different sites'),
     (dict(site=['mlp_out.0']*2), ValueError, 'one or more different sites'),
     (dict(site='pattern.0'), ValueError, 'one vector per token'),
-    (dict(dtype='int8'), UnknownName, "unknown dtype 'int8'"),
+    (dict(dtype='int4'), UnknownName, "unknown dtype 'int4'; did you mean 'int8'"),
     (dict(n_tokens=0), ValueError, 'n_tokens must be at least 1, got 0'),
     (dict(seq_len=1), ValueError, 'seq_len must be at least 2'),
     (dict(seq_len=999), ValueError, "at most 256, the context of 'tiny-0', got 999"),
@@ -347,28 +350,33 @@ def test_an_iterator_left_open_ends_in_silence(given):
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.returncode==0 and r.stderr==''
 
+def in_text(o, e, p, text):
+    i,j,q = o.pool(e, p)
+    return text[np.concatenate([*map(np.arange, i, j)])[q]]
+
 def test_order_visits_every_row_once_an_epoch_whatever_the_sizes():
-    for n,size,pool in ((1, 1, 64), (15, 4, 64), (16, 16, 64), (1000, 37, 64), (1000, 100, 256), (1001, 7, 1<<18)):
-        o = st._Order(n, seed=3, pool=pool)
-        steps = -(-3*n//size)
-        got = np.concatenate([r[q[a:b]] for s in range(steps) for e,p,a,b in o.pieces(s, size) for r,q in [o.pool(e, p)]])
+    for n,size,kw in ((1, 1, {}), (15, 4, dict(block=4, pool=8, window=6, ways=2)), (16, 16, dict(block=4, pool=8, window=16)), (1000, 37, dict(block=16, pool=64, window=100, ways=3)),
+                      (1000, 100, dict(block=16, pool=256, window=90)), (1001, 7, {}), (70_000, 1000, {})):
+        o,text = mixing._Order(n, seed=3, **kw),np.arange(n)
+        got = np.concatenate([in_text(o, e, p, text)[a:b] for s in range(-(-3*n//size)) for e,p,a,b in o.pieces(s, size)])
         for e in range(3): assert sorted(got[e*n:(e+1)*n])==list(range(n))
 
-def inflation(steps=1024, n=4_194_304, size=4096, rho=.3, **kw):
+def inflation(steps=1024, n=4_194_304, size=4096, rho=.3, shuffled=True, **kw):
     "Variance of batch means over that of independent rows, for rows sharing `rho` of their variance with their context of 256"
-    rng,o,held,means = np.random.default_rng(0),st._Order(n, 0, **kw),{},[]
-    c = rng.standard_normal((n//256, 8))
+    rng,o,held,means = np.random.default_rng(0),mixing._Order(n, 0, **kw),{},[]
+    c,text = rng.standard_normal((n//256, 8)),shards._mixed(0, n) if shuffled else np.arange(n)
     for s in range(steps):
         rows = []
         for e,p,a,b in o.pieces(s, size):
-            if (e,p) not in held: held = {(e,p): o.pool(e, p)}
-            r,q = held[e,p]; rows.append(r[q[a:b]])
+            if (e,p) not in held: held = {(e,p): in_text(o, e, p, text)}
+            rows.append(held[e,p][a:b])
         means.append(math.sqrt(rho)*c[np.concatenate(rows)//256].mean(0)+math.sqrt((1-rho)/size)*rng.standard_normal(8))
     return np.var(means, axis=0).mean()*size
 
 def test_mixing():
     assert .9<inflation()<=1.2
-    assert inflation(steps=128, pool=4096)>3  # blocks alone do not mix: the measure sees it
+    assert inflation(steps=128, pool=4096, shuffled=False)>3  # blocks of text alone do not mix: the measure sees it
+    assert inflation(steps=512, ways=4)>1.5  # nor do few windows at a time
 
 def test_prefetch_thread_ends_with_the_iterator(given):
     threads = lambda: [t for t in threading.enumerate() if t.name.startswith('store')]
@@ -391,6 +399,98 @@ def test_rows_handed_out_are_copies(given):
 @pytest.mark.parametrize('kw', [dict(batch_size=0), dict(batch_size=4, start=-1)])
 def test_bad_reading(given, kw):
     with pytest.raises(ValueError, match='must be at least'): given[1].batches(**kw)
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'int8'])
+def test_order_does_not_depend_on_shards(tmp_path, dtype):
+    "Whole windows, several a shard, parts of one, and format 1, which lies in the order of the text: the same batches"
+    x = torch.randn(150_000, 4, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    same,got = [],{}
+    for n in (65_536, 131_072, 9_000, 65_000):
+        s = ActivationStore.from_rows(tmp_path/str(n), x, dtype=dtype, shard_rows=n)
+        got[n] = torch.cat(list(s.batches(50_000, n_tokens=200_000, seed=1)))
+        torch.testing.assert_close(all_rows(s), x, atol=.05 if dtype=='int8' else 0, rtol=0)
+    for v in got.values(): torch.testing.assert_close(v, got[65_536], atol=.1 if dtype=='int8' else 0, rtol=0)
+
+def test_format_1_is_read_and_gone_on_with(model, whole, tmp_path, monkeypatch):
+    "What an older version wrote: rows in the order of the text, no column `at`"
+    real = st._header
+    monkeypatch.setattr(st, '_header', lambda *a: real(*a)|dict(version=1))
+    monkeypatch.setattr(st, 'capture', Stop(14))
+    with pytest.raises(KeyboardInterrupt): ActivationStore.collect(model, TEXT, **how(tmp_path/'old'))
+    monkeypatch.undo()
+    s = ActivationStore.collect(model, TEXT, **how(tmp_path/'old'))
+    assert s.header['version']==1 and 'at' not in s._shards.columns(len(s._shards.shards)-1)
+    assert s.fingerprint==whole.fingerprint and torch.equal(all_rows(s), all_rows(whole))
+    for a,b in zip(s.batches(100, n_tokens=6000), whole.batches(100, n_tokens=6000)): assert torch.equal(a, b)
+    r = next(s.rows()); r.x.zero_()
+    assert torch.equal(all_rows(s), all_rows(whole))
+
+class Stop:
+    "`capture` that is interrupted at its n-th call"
+    def __init__(self, n): self.left = n
+    def __call__(self, *a, **k):
+        self.left -= 1
+        if self.left<0: raise KeyboardInterrupt
+        return capture(*a, **k)
+
+# -- one byte a number ------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def heavy():
+    "Activations of the bundled model, and the same with two massive dimensions"
+    import itertools
+    m = load_model('stdlib-4l')
+    ids,mask = m.tokens([d.text[:2000] for d in itertools.islice(load_corpus('stdlib'), 12)])
+    ids,mask = ids[:,:128],mask[:,:128].clone()
+    x = capture(m, ids, 'resid_post.2', mask)['resid_post.2']
+    mask[:,0] = False
+    x = x[mask]
+    big = x.clone(); big[:,3] += 300; big[:,77] -= 120
+    return x, big
+
+def test_int8_is_off_by_half_a_step(tmp_path, heavy):
+    "Each number by half a step of its row at most; rows by less than 1 %, and massive dimensions do not drown the others"
+    for name,x in zip(('plain', 'massive'), heavy):
+        s = ActivationStore.from_rows(tmp_path/name, x, dtype='int8', shard_rows=500)
+        y,e,at = all_rows(s),[],0
+        for i,l in enumerate(s._shards.shards):
+            c = s._shards.columns(i)
+            step = c['scale:rows'][c['at'].long()][:,None]*c['smooth:rows']
+            off = (y[at:at+l['rows']]-x[at:at+l['rows']]).abs()
+            assert (off<=.5*step*(1+1e-5)+1e-6*x[at:at+l['rows']].abs()).all(); at += l['rows']
+        rel,fvu = ((y-x).norm(dim=1)/x.norm(dim=1)).median(),(y-x).square().sum()/(x-x.mean(0)).square().sum()
+        print(f'{name}: {rel:.5f} {fvu:.2e}')
+        assert rel<.008 and fvu<(1.5e-4 if name=='plain' else 1.5e-3)
+        torch.testing.assert_close(s.mean, x.double().mean(0).float(), atol=0, rtol=1e-6)  # of the rows as they came
+        torch.testing.assert_close(s.std, x.double().std(0, correction=0).float(), atol=0, rtol=1e-6)
+        f = s.path/'00000.safetensors'
+        assert f.stat().st_size<500*(256+4*6)+4*256+2000
+
+def test_int8_reads_as_float32_everywhere(model, whole, tmp_path):
+    s = ActivationStore.collect(model, TEXT, **how(tmp_path/'b', dtype='int8'))
+    exact = ActivationStore.collect(model, TEXT, **how(tmp_path/'f', dtype='float32'))
+    assert s.dtype=='int8' and s.fingerprint!=exact.fingerprint and torch.equal(s.mean, exact.mean) and s.stats['norms']==exact.stats['norms']
+    for a,b in ((all_rows(s), all_rows(exact)), (next(s.batches(300)), next(exact.batches(300)))):
+        assert a.dtype==torch.float32 and (a-b).norm()<.01*b.norm()
+    assert s.segments.tolist()==exact.segments.tolist() and s.context(250)==exact.context(250)
+    from sparsenb.core import dictionaries
+    from sparsenb.train import fit
+    fit(dictionaries['topk'](32, 64, k=4), s, 1280, 128)
+
+def test_int8_refuses_nan(model, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match='x holds NaN.* row 2'): ActivationStore.from_rows(tmp_path/'a', torch.tensor([[1.], [2.], [math.nan]]), dtype='int8')
+    def bad(*a, **k):
+        out = capture(*a, **k); out['resid_post.0'][0,3,1] = math.nan
+        return out
+    monkeypatch.setattr(st, 'capture', bad)
+    with pytest.raises(ValueError, match='gave NaN at site resid_post.0'): ActivationStore.collect(model, TEXT, **how(tmp_path/'b', dtype='int8'))
+    z = ActivationStore.from_rows(tmp_path/'z', torch.zeros(5, 3), dtype='int8')
+    assert not all_rows(z).any()
+
+def test_a_store_narrower_than_the_dictionary(whole):
+    from sparsenb.core import dictionaries
+    from sparsenb.train import fit
+    with pytest.raises(ValueError, match='32.*64|64.*32'): fit(dictionaries['topk'](64, 128, k=4), whole, 1280, 128)
 
 # -- described --------------------------------------------------------------------------------------------------------
 
