@@ -108,10 +108,11 @@ def load_corpus(
     if isinstance(source, Corpus): return source if split in (None, source.split) else Corpus(source.name, source._read, split)
     if isinstance(source, str) and source in corpora: return Corpus(source, corpora[source], split or 'train')
     if isinstance(source, str) and not source.strip(): raise ValueError(f"the text is empty: a corpus' name, a folder or some text was expected, got {source!r}")
+    if isinstance(source, str) and '\n' in source: return load_corpus([source], split) # text, and perhaps too long to ask the disk about
     if isinstance(source, (str, Path)):
         p = Path(source).expanduser()
         if not p.is_dir():
-            if isinstance(source, str) and ('\n' in source or ' ' in source and '/' not in source): return load_corpus([source], split)
+            if isinstance(source, str) and ' ' in source and '/' not in source: return load_corpus([source], split)
             raise UnknownName(unknown('corpus', source, corpora)+' (or a folder of text files, or an iterable of strings)')
         c = Corpus(str(p), lambda: _folder(p), split or 'all')
     else:

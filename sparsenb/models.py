@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn, Tensor
 from .core import UnknownName, unknown, settings
+from .devices import ensure
 from .sites import SiteMap, verify, run, evaluating, is_bridge
 
 # %% auto #0
@@ -199,5 +200,6 @@ def load_model(
     else: raise UnknownName(unknown('model', where, own)+" (or a local folder, a hub id 'owner/name', a bridge, any torch module)")
     try: module,tok = _pretrained(src, getattr(torch, s.dtype), local)
     except OSError as e: raise OSError(f"model {where!r} could not be opened from {'the folder' if local else 'the hub (no local folder has that name)'}: {str(e).splitlines()[0]}") from e
+    ensure(pick_device(s.device), s.dtype)
     module = module.to(pick_device(s.device))
     return _remember(Model(module, tokenizer or tok, name or (Path(where).name if local else where)))
