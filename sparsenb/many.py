@@ -8,7 +8,7 @@ import contextlib, warnings, torch
 from pathlib import Path
 from .core import seed_of
 from .dictionary import Dictionary
-from .train import Run, _begin, _check, _every, _finish, _generators, _loop, _pair, _plan, _set_generators, _source
+from .train import Run, _begin, _check, _every, _finish, _generators, _keep, _loop, _pair, _plan, _schedule, _set_generators, _source
 
 # %% auto #0
 __all__ = ['fit_many']
@@ -45,11 +45,12 @@ def _gave_up(run, e):
     run.stop(str(e))
     warnings.warn(f"{run.name} was stopped: {e}")
 
-def _start(d, i, sources, n_tokens, batch_size, seed, path, given, callbacks, cuda)->Run:
+def _start(d, i, sources, n_tokens, batch_size, seed, path, given, callbacks, cuda, keep)->Run:
     "The run of one dictionary, with a name and a generator of its own"
     draws,name = _Draws(cuda),f'{i:02d}-{d.name}'
     with draws: run = _begin(d.train(), sources, n_tokens, batch_size, seed, Path(path)/name if path else None, given, callbacks)
     run.draws,run.name = draws,name
+    _keep(run, keep)
     return run
 
 def _train(runs, sources, data, checkpoint_every, log_every):
@@ -57,12 +58,13 @@ def _train(runs, sources, data, checkpoint_every, log_every):
     lost = []
     with contextlib.ExitStack() as end:
         for r in runs:
+            end.callback(r.close)
             for c in r.callbacks:
                 with r.draws: c.before_fit(r)
                 end.callback(c.after_fit, r)
         _loop(runs, sources, *_every(runs[0].n_steps, checkpoint_every, log_every), failed=lambda r, e: (lost.append(r), _gave_up(r, e)))
         for r in runs:
-            if r in lost: del r.opt,r.window
+            if r in lost: r.close(); del r.opt,r.window
             else:
                 with r.draws: _finish(r, data)
 
@@ -78,15 +80,17 @@ def fit_many(
     callbacks=(),          # `Callback`s for all, or a list of them for each
     path:Path|str=None,    # folder with one folder for each dictionary, `00-topk`, `01-relu`, …; the same call again continues there
     checkpoint_every:int=None, # steps; None: a tenth of the run, at most 1000
+    milestones=None,       # steps whose checkpoints stay, a list for all; or 'log': 0, 1, 2, 4, 8, … and the last
     log_every:int=None,    # steps; None: a hundredth of the run, at most 50
     grad_clip:float=None,  # largest norm of the gradient, one or one for each; None: the method's
+    engine:str='auto',     # the path of a step, one or one for each, of `engine.paths`; 'auto' chooses an exact one
 )->list[Run]:              # one for each dictionary
     "Train several dictionaries from one reading; each ends as `fit` would leave it. Raises what `fit` raises, but a loss that is no number only stops its own run"
     ds = list(dictionaries); _alike(ds)
     n = len(ds)
-    given = [dict(zip(('lr','warmup','decay','grad_clip'), v)) for v in zip(*(_each(k, v, n) for k,v in dict(lr=lr, warmup=warmup, decay=decay, grad_clip=grad_clip).items()))]
+    given = [dict(zip(('lr','warmup','decay','grad_clip','engine'), v)) for v in zip(*(_each(k, v, n) for k,v in dict(lr=lr, warmup=warmup, decay=decay, grad_clip=grad_clip, engine=engine).items()))]
     for d,g in zip(ds, given): _check(d, n_tokens, batch_size, g['warmup'], g['decay'], checkpoint_every, log_every)
-    callbacks = _callbacks(callbacks, n)
+    callbacks,keep = _callbacks(callbacks, n),_schedule(milestones, n_tokens//batch_size, path)
     _plan(ds, batch_size)
     seed,data = seed_of(seed),_pair(data, ds[0])
     sources = _source(data, ds[0], batch_size, seed)
@@ -94,6 +98,6 @@ def fit_many(
     with torch.random.fork_rng(list(cuda)), contextlib.ExitStack() as end:
         torch.manual_seed(seed)
         for d in ds: end.callback(d.train, d.training)
-        runs = [_start(d, i, sources, n_tokens, batch_size, seed, path, g, c, bool(cuda)) for i,(d,g,c) in enumerate(zip(ds, given, callbacks))]
+        runs = [_start(d, i, sources, n_tokens, batch_size, seed, path, g, c, bool(cuda), keep) for i,(d,g,c) in enumerate(zip(ds, given, callbacks))]
         _train(runs, sources, data, checkpoint_every, log_every)
     return runs

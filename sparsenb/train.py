@@ -4,16 +4,20 @@
 
 # %% ../nbs/60_train.ipynb #ad333bfa
 from __future__ import annotations
-import contextlib, itertools, json, math, shutil, sys, time, warnings, zlib, torch
+import contextlib, importlib, itertools, json, math, os, shutil, sys, time, warnings, zlib, torch
 import numpy as np
+from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor
 from safetensors.torch import save_file, load_file
+from . import __version__
 from .core import atomic_folder, crc32, progress, read_json, seed_of, sweep, view, within_memory, writable, write_json, write_text
+from .devices import ensure
 from .dictionary import Dictionary, Stats, Step
+from .engine import Optimiser, choose
 
 # %% auto #0
-__all__ = ['TensorSource', 'StoreSource', 'StreamSource', 'Run', 'Callback', 'EarlyStop', 'Progress', 'fit']
+__all__ = ['FORMAT', 'TensorSource', 'StoreSource', 'StreamSource', 'Run', 'Callback', 'EarlyStop', 'Progress', 'fit']
 
 # %% ../nbs/60_train.ipynb #e38b2545
 def _check_stats(
@@ -136,17 +140,26 @@ class Run:
     def __init__(self, dictionary, n_steps, batch_size, settings, path=None):
         self.dictionary,self.n_steps,self.batch_size,self.settings,self.path = dictionary,n_steps,batch_size,settings,path
         self.step,self.rows,self.stopped,self.name = 0,[],None,dictionary.name
+        self.skipped,self.max_skipped = 0,0 # steps passed over because a number in them was not finite, and how many may be
         self.draws = contextlib.nullcontext() # from torch's own generator
+        self.engine = None # the path of its steps
         self.timing = dict(seconds=0., data=0., checkpoints=0.)
+        self.keep,self.versions = set(),{}
 
     @property
     def history(self)->dict: # name -> array, one number for each logging window
-        "What was logged: step, activations, loss, l0, fvu, dead, lr, the method's own parts, activations_per_second"
+        "What was logged: step, activations, loss, l0, fvu, dead, lr, skipped (steps so far), the method's own parts, activations_per_second"
         return {k: np.array([r[k] for r in self.rows]) for k in (self.rows[0] if self.rows else ())}
 
     @property
     def checkpoints(self)->list[Path]: # oldest first
         return sorted(self.path.glob('step-*')) if self.path else []
+
+    def dead_share(self)->float: return self.dictionary.dead.float().mean().item()
+
+    def close(self):
+        "Let go of what training hung on the dictionary"
+        if getattr(self, 'opt', None): self.opt.close()
 
     def stop(self, why:str):
         "Ask for an end after this step; callbacks call it"
@@ -162,7 +175,7 @@ class Run:
         r = self.rows[-1] if self.rows else {}
         at = ', '.join(f'{k} {r[k]:.4g}' for k in ('loss','l0','fvu','dead') if k in r)
         end = f"stopped: {self.stopped}" if self.stopped else 'done' if self.step>=self.n_steps else 'unfinished'
-        return f"{self.name}: step {self.step:,} of {self.n_steps:,} ({end}), {self.step*self.batch_size:,} activations in {self.timing['seconds']:.0f} s; {at or 'nothing logged'}"
+        return f"{self.name}: step {self.step:,} of {self.n_steps:,} ({end}), {self.step*self.batch_size:,} activations in {self.timing['seconds']:.0f} s{f' on path {self.engine}' if self.engine else ''}{f', {self.skipped:,} steps skipped' if self.skipped else ''}; {at or 'nothing logged'}"
 
     def __repr__(self): return f'Run({self.summary()})'
     def _repr_html_(self): return _curves_html(self)
@@ -208,7 +221,7 @@ class Progress(Callback):
     ): self.every = every
 
     def before_fit(self, run):
-        bar = run.bar = progress(total=run.n_steps*run.batch_size, desc=f'training {run.name}', unit='act')
+        bar = run.bar = progress(total=run.n_steps*run.batch_size, desc=f'training {run.name} (path {run.engine.name})', unit='act')
         bar.update(run.step*run.batch_size)
         run.drawn,run.shown = None,0.
         if 'ipykernel' in sys.modules and not bar.disable:
@@ -236,22 +249,28 @@ def _generators(cuda)->dict: # name -> tensor
 
 def _set_generators(state, cuda):
     torch.set_rng_state(state['rng.cpu'])
-    if cuda: torch.cuda.set_rng_state_all([state[f'rng.cuda.{i}'] for i in range(torch.cuda.device_count())])
+    for i in range(torch.cuda.device_count() if cuda else 0):
+        if f'rng.cuda.{i}' in state: torch.cuda.set_rng_state(state[f'rng.cuda.{i}'], i) # there may be more devices now
+
+def _trained(d): return {n: p for n,p in d.named_parameters() if p.requires_grad}
 
 def _state(run)->dict: # name -> tensor
     "Everything the next step depends on"
     d,opt = run.dictionary,run.opt
-    adam = {f'adam.{n}.{k}': v for n,p in d.named_parameters() if opt and p in opt.state for k,v in opt.state[p].items()}
-    state = {f'model.{k}': v for k,v in d.state_dict().items()} | adam | _generators(d.W_enc.is_cuda) | {'window': run.window}
+    adam = {f'adam.{n}.{k}': v for n,p in _trained(d).items() if opt and p in opt.state for k,v in opt.state[p].items()}
+    engine = {f'engine.{k}': v for k,v in opt.extra_state().items()} if hasattr(opt, 'extra_state') else {}
+    state = {f'model.{k}': v for k,v in d.state_dict().items()} | adam | engine | _generators(d.W_enc.is_cuda) | {'window': run.window}
     return {k: v.detach().cpu().contiguous() for k,v in state.items()}
 
+def _under(state, prefix): return {k[len(prefix):]: v for k,v in state.items() if k.startswith(prefix)}
+
 def _restore(run, state):
-    d,dev = run.dictionary,run.dictionary.W_enc.device
-    d.load_state_dict({k[6:]: v for k,v in state.items() if k.startswith('model.')})
-    for n,p in d.named_parameters():
-        if not p.requires_grad: continue
-        adam = {k: state[f'adam.{n}.{k}'] for k in ('step','exp_avg','exp_avg_sq') if f'adam.{n}.{k}' in state}
-        run.opt.state[p] = {k: torch.empty_like(p if v.ndim else v, device=dev).copy_(v) for k,v in adam.items()} # in the weight's own memory layout
+    d,dev,opt = run.dictionary,run.dictionary.W_enc.device,run.opt
+    d.load_state_dict(_under(state, 'model.'))
+    for n,p in _trained(d).items():
+        adam = _under(state, f'adam.{n}.') # a parameter that never had a gradient has none
+        if adam: opt.state[p] = {k: torch.empty_like(p, dtype=v.dtype).copy_(v) if k!='step' else v.to(dev, copy=True) for k,v in adam.items()} # in the weight's own memory layout
+    if hasattr(opt, 'load_extra_state'): opt.load_extra_state({k: v.to(dev) for k,v in _under(state, 'engine.').items()})
     _set_generators(state, d.W_enc.is_cuda)
     run.window = state['window'].to(dev)
 
@@ -266,35 +285,120 @@ def _save(run):
     "Write a checkpoint; a disk that is full or gone is a warning, and the checkpoints before it stay"
     t = time.perf_counter()
     try:
+        if not run.versions: run.versions = {'0': _here(run.dictionary)}
         with atomic_folder(run.path/f'step-{run.step:08d}') as tmp:
             save_file(_state(run), tmp/'state.safetensors')
-            meta = dict(step=run.step, stopped=run.stopped, settings=run.settings, timing=run.timing, rows=run.rows, parts=run.parts)
-            write_json(tmp/'run.json', meta | dict(crc32=crc32(tmp/'state.safetensors')))
-        for old in run.checkpoints[:-2]: shutil.rmtree(old)
+            meta = dict(format=FORMAT, version=__version__, step=run.step, stopped=run.stopped, settings=run.settings, timing=run.timing, rows=run.rows, parts=run.parts, skipped=run.skipped,
+                        trained=[*_trained(run.dictionary)], versions=run.versions, crc32=crc32(tmp/'state.safetensors'))
+            write_json(tmp/'run.json', meta | dict(seal=_seal(meta)))
+            if run.step in run.keep: (tmp/'milestone').touch()
+        _prune(run)
     except Exception as e: _unsaved(run, e, f'the checkpoint of step {run.step}', 'training goes on')
     run.timing['checkpoints'] += time.perf_counter()-t
 
+def _prune(run):
+    "Delete all but the two newest and the milestones; under another name, so that a kill leaves no half under the old one"
+    for old in run.checkpoints[:-2]:
+        if (old/'milestone').is_file(): continue
+        aside = old.with_name(f'.tmp-{os.getpid()}-{old.name}')
+        try: os.replace(old, aside); shutil.rmtree(aside)
+        except OSError as e: warnings.warn(f"{old} was not deleted ({e}); it will be tried again")
+
 # %% ../nbs/60_train.ipynb #e5ee112d
+FORMAT = 1 # of checkpoints; another one is refused
+
+def _here(dictionary)->str:
+    "What computes the next steps"
+    return f'sparsenb {__version__}, torch {torch.__version__}, {dictionary.W_enc.device.type}'
+
+def _seal(meta)->int: return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+def _read(folder)->tuple: # its run.json, its tensors (None: it is of another format)
+    "A checkpoint from disk; raises ValueError or FileNotFoundError for one that is damaged"
+    meta,file = read_json(folder/'run.json'),folder/'state.safetensors'
+    if not isinstance(meta, dict): raise ValueError('its run.json is altered')
+    if meta.get('format')!=FORMAT: return meta,None
+    if meta.pop('seal', None)!=_seal(meta): raise ValueError('the checksum of run.json is wrong')
+    if crc32(file)!=meta['crc32']: raise ValueError('the checksum of state.safetensors is wrong')
+    return meta,load_file(file)
+
+def _by(folder, meta): return f"{folder} was written by sparsenb {meta.get('version', '(an older one)')} in checkpoint format {meta.get('format', 0)}; this is sparsenb {__version__}, format {FORMAT}"
+
+def _differ(there, here)->str:
+    "What two dictionaries of names and values do not have in common; empty if they are equal"
+    lost,extra = (', '.join(sorted(a.keys()-b.keys())) for a,b in ((here, there), (there, here)))
+    other = '; '.join(f'{k}: {there[k]} there, {here[k]} now' for k in sorted(here.keys()&there.keys()) if there[k]!=here[k])
+    return '; '.join(s for s in (lost and f'missing there: {lost}', extra and f'unknown here: {extra}', other) if s)
+
+# %% ../nbs/60_train.ipynb #687c490d
+def _fits(run, folder, meta, state):
+    "Raise ValueError for a checkpoint that this run cannot go on from, saying what is different"
+    if state is None: raise ValueError(f"{_by(folder, meta)}: finish the run with that version, or choose another path")
+    now,then = json.loads(json.dumps(run.settings)),meta['settings']
+    if now!=then:
+        diff = '; '.join(f'{k}: {then.get(k)} there, {now.get(k)} now' for k in sorted({*now, *then}) if now.get(k)!=then.get(k))
+        raise ValueError(f"{run.path} holds another run ({diff}): choose another path, or remove it")
+    trained,other = _trained(run.dictionary),{'engine'} if hasattr(run.opt, 'load_extra_state') else set()
+    there = {k: [*v.shape] for k,v in state.items() if k.startswith(('model.','adam.'))} | {'trained': meta['trained']} | {k: '' for k in {k.split('.')[0] for k in state}-{'model','adam'}-other}
+    adam  = {f'adam.{n}.{k}': [*p.shape] if k!='step' else [] for n,p in trained.items() if _under(state, f'adam.{n}.') for k in ('step','exp_avg','exp_avg_sq')}
+    here  = {f'model.{k}': [*v.shape] for k,v in run.dictionary.state_dict().items()} | adam | {'trained': [*trained], 'rng': '', 'window': ''}
+    if diff := _differ(there, here): raise ValueError(f"{_by(folder, meta)}: what it holds is not what this training needs ({diff}); finish the run with that version, or choose another path")
+
 def _load(run)->bool: # whether there was one
-    "Continue from the newest good checkpoint; raises ValueError if it belongs to another run"
+    "Continue from the newest good checkpoint; raises ValueError if it belongs to another run or version, and what the disk raises if it cannot be read"
+    if parts := [p for p in run.checkpoints if (p/'mesh.json').is_file()]: raise ValueError(f"{parts[-1]} was written by a training on a mesh of processes: go on with that, or choose another path")
     sweep(run.path)
     for folder in reversed(run.checkpoints):
-        try:
-            meta = read_json(folder/'run.json')
-            if crc32(folder/'state.safetensors')!=meta['crc32']: raise ValueError('its checksum is wrong')
-            state = load_file(folder/'state.safetensors')
-        except (OSError, ValueError, KeyError) as e:
-            warnings.warn(f"{folder} is damaged and was removed ({e}); an older checkpoint is used")
+        try: meta,state = _read(folder)
+        except (FileNotFoundError, ValueError, KeyError) as e:
+            warnings.warn(f"{folder} is damaged and was removed ({e}); {'an older checkpoint is used' if run.checkpoints[0]!=folder else 'there is no other, so the training begins anew'}")
+            if (folder/'milestone').is_file(): run.keep.add(int(folder.name[5:]))
             shutil.rmtree(folder)
             continue
-        now,then = json.loads(json.dumps(run.settings)),meta['settings']
-        if now!=then:
-            diff = '; '.join(f'{k}: {then.get(k)} there, {now.get(k)} now' for k in sorted({*now, *then}) if now.get(k)!=then.get(k))
-            raise ValueError(f"{run.path} holds another run ({diff}): choose another path, or remove it")
-        run.step,run.stopped,run.rows,run.timing,run.parts = (meta[k] for k in ('step','stopped','rows','timing','parts'))
+        _fits(run, folder, meta, state)
+        run.step,run.stopped,run.rows,run.timing,run.parts,run.skipped,run.versions = (meta[k] for k in ('step','stopped','rows','timing','parts','skipped','versions'))
+        if run.step<run.n_steps and [*run.versions.values()][-1]!=_here(run.dictionary): run.versions[str(run.step)] = _here(run.dictionary)
         _restore(run, state)
+        _prune(run)
+        if run.rows: _write_log(run) # it may have gone further, or not have been written
         return True
     return False
+
+# %% ../nbs/60_train.ipynb #d042e6ab
+def _schedule(milestones, n_steps, path)->set: # of steps
+    "Raise ValueError for milestones that cannot be"
+    if milestones is None: return set()
+    if path is None: raise ValueError('milestones are checkpoints: give a path for them to lie in')
+    if isinstance(milestones, str) and milestones=='log': return {0, n_steps, *(1<<i for i in range(n_steps.bit_length()))}
+    steps = None if isinstance(milestones, str) or not hasattr(milestones, '__iter__') else list(milestones)
+    bad = [milestones] if steps is None else [s for s in steps if isinstance(s, bool) or not hasattr(s, '__index__') or not 0<=s<=n_steps]
+    if bad: raise ValueError(f"milestones are 'log' or a list of steps, each 0 to {n_steps}; got {bad[0]!r}")
+    return {int(s) for s in steps}
+
+def _keep(run, steps):
+    "From now on keep the checkpoints of these steps; warn of those that are past"
+    run.keep |= steps
+    there = {int(p.name[5:]): p for p in run.checkpoints}
+    for s in steps & there.keys(): (there[s]/'milestone').touch()
+    if lost := sorted(s for s in steps-there.keys() if s<=run.step): warnings.warn(f"no checkpoint of step {', '.join(map(str, lost))} was kept, and {run.path} goes on from step {run.step}")
+
+@patch(as_prop=True)
+def milestones(self:Run)->list[Path]: # oldest first
+    "Checkpoints that stay"
+    return [p for p in self.checkpoints if (p/'milestone').is_file()]
+
+@patch
+def milestone(self:Run, step:int)->Dictionary: # in evaluation mode
+    "The dictionary as it was after so many steps; raises ValueError for a step that was not kept, or is damaged"
+    at = {int(p.name[5:]): p for p in self.milestones}
+    if step not in at: raise ValueError(f"no milestone at step {step}: there are {', '.join(map(str, at)) or 'none'}")
+    try: meta,state = _read(at[step])
+    except (FileNotFoundError, ValueError) as e: raise ValueError(f"{at[step]} is damaged: {e}") from None
+    if state is None: raise ValueError(f"{_by(at[step], meta)}: open it with that version")
+    d = type(self.dictionary)(**self.dictionary.cfg).to(self.dictionary.W_enc.device)
+    d.load_state_dict(_under(state, 'model.'))
+    d.provenance = self.dictionary.provenance | dict(training=meta['settings'], steps=step, stopped=None, versions=meta['versions'])
+    return d.eval()
 
 # %% ../nbs/60_train.ipynb #9e965ecb
 @torch.no_grad()
@@ -309,12 +413,13 @@ def _measure(run, out, target):
 
 def _log(run):
     "Close the window: a row for the history, the file, the callbacks"
+    if not run.window.numel(): return # every step of it was skipped: there is nothing to tell yet
     step,seconds = run.since
     rate = (run.step-step)*run.batch_size/max(run.timing['seconds']-seconds, 1e-9)
     n,loss,error,spread,*parts = run.window.tolist()
     parts = {k: v/n for k,v in zip(run.parts, parts)}
     row = dict(step=run.step, activations=run.step*run.batch_size, loss=loss/n, l0=parts.pop('l0'), fvu=error/spread if spread else 0.,
-               dead=run.dictionary.dead.float().mean().item(), lr=run.lr, **parts, activations_per_second=rate)
+               dead=run.dead_share(), lr=run.lr, skipped=run.skipped, **parts, activations_per_second=rate)
     run.rows.append(row)
     run.window = run.window.new_empty(0)
     if run.path: _write_log(run)
@@ -327,7 +432,7 @@ def _write_log(run):
     except OSError as e: warnings.warn(f"{run.path/'log.csv'} was not written ({e}); it will be tried again")
 
 # %% ../nbs/60_train.ipynb #8cb8ca91
-def _refuse(run, step, loss, x, y):
+def _refuse(run, step, loss, x, y, what='loss'):
     "Stop at a loss that is not a number, saying where it comes from and what is safe"
     why = 'the batch is finite, so the weights have diverged: a lower lr or grad_clip may help'
     for nm,t in (('x',x), ('y',y)):
@@ -336,7 +441,27 @@ def _refuse(run, step, loss, x, y):
             why = f'the batch holds {t[row,col].item()} in {nm}, row {row}, dimension {col} ({int((~torch.isfinite(t)).sum())} such values in all)'
             break
     safe = f'the last checkpoint is {run.checkpoints[-1]}' if run.checkpoints else 'nothing was saved'
-    raise FloatingPointError(f"loss is {loss} at step {step}: {why}; {safe}")
+    skipped = f', after {run.skipped} skipped steps (max_skipped={run.max_skipped})' if run.max_skipped else ''
+    raise FloatingPointError(f"{what} is {loss} at step {step}{skipped}: {why}; {safe}")
+
+# %% ../nbs/60_train.ipynb #5da03454
+def _buffers(d)->list: # (module, name, copy)
+    "Copies of all buffers, to go back to"
+    return [(m, k, b.clone()) for m in d.modules() for k,b in m._buffers.items() if b is not None]
+
+def _finite_gradients(d)->bool:
+    "Whether no gradient holds NaN or infinity"
+    gs = [p.grad for p in d.parameters() if p.grad is not None]
+    gs += [t for p in d.parameters() for j in getattr(p, 'jobs', None) or () for t in j[:2]] # rows and weights of gradients that are left to the optimiser
+    if not gs or torch.stack([g.sum() for g in gs]).isfinite().all(): return True # a single NaN or infinity makes the sum one
+    return all(bool(g.isfinite().all()) for g in gs) # a sum of finite numbers may be too large for its type
+
+def _skip(run, out, before, x, y, what='loss'):
+    "Pass over a step in which `what` is not finite, as if its batch had only been read; raises FloatingPointError when `max_skipped` steps were"
+    if run.skipped>=run.max_skipped: _refuse(run, run.step+1, out.loss.item() if what=='loss' else 'not finite', x, y, what)
+    for m,k,b in before: m._buffers[k] = b
+    run.skipped,run.step = run.skipped+1,run.step+1
+    return out
 
 # %% ../nbs/60_train.ipynb #1941f06c
 def _lr(step, n_steps, lr, warmup, decay):
@@ -345,23 +470,26 @@ def _lr(step, n_steps, lr, warmup, decay):
     down = min(1, (n_steps-step)/max(1, decay*n_steps))
     return lr*min(up, down)
 
-def _descend(run, loss):
+def _descend(run, loss)->bool: # False: a gradient is not finite, and the step may be skipped
     "Move what is trained by gradients"
     d,clip = run.dictionary,run.settings['grad_clip']
     for g in run.opt.param_groups: g['lr'] = run.lr
-    run.opt.zero_grad()
     loss.backward()
+    if run.max_skipped and not _finite_gradients(d): return False
     d.before_step()
     if clip: torch.nn.utils.clip_grad_norm_(d.parameters(), clip)
     run.opt.step()
+    return True
 
 def _one_step(run, x, y):
     d,s = run.dictionary,run.settings
     d.progress = run.step/run.n_steps
     run.lr = d.lr = _lr(run.step, run.n_steps, s['lr'], s['warmup'], s['decay']) if run.opt else 0.
+    if run.opt: run.opt.zero_grad()
+    before = _buffers(d) if run.max_skipped else []
     out = d.step(x, y)
-    if out.loss.device.type=='cpu' and not math.isfinite(out.loss.item()): _refuse(run, run.step+1, out.loss.item(), x, y) # elsewhere the log looks: reading each step would wait for the device
-    if run.opt: _descend(run, out.loss)
+    if (run.max_skipped or out.loss.device.type=='cpu') and not math.isfinite(out.loss.item()): return _skip(run, out, before, x, y) # elsewhere the log looks: reading each step would wait for the device
+    if run.opt and not _descend(run, out.loss): return _skip(run, out, before, x, y, 'the gradient')
     d.after_step()
     _measure(run, out, x if y is None else y)
     run.step += 1
@@ -376,8 +504,8 @@ def _turn(run, x, y, waited, log_every, checkpoint_every):
     out = _one_step(run, x, y)
     for c in run.callbacks: c.after_step(run, out)
     last = run.step==run.n_steps
-    log,save = last or run.step%log_every==0, run.path and (last or run.step%checkpoint_every==0)
-    if (log or save) and not torch.isfinite(run.window[1]): _refuse(run, f'{run.step} or in the window before it', run.window[1].item(), x, y)
+    log,save = last or run.step%log_every==0, run.path and (last or run.step%checkpoint_every==0 or run.step in run.keep)
+    if (log or save) and run.window.numel() and not torch.isfinite(run.window[1]): _refuse(run, f'{run.step} or in the window before it', run.window[1].item(), x, y)
     clock()
     if log: _log(run)
     if save or (run.path and run.stopped): _save(run)
@@ -410,16 +538,21 @@ def _loop(runs, sources, log_every, checkpoint_every, failed=None):
 def _begin(dictionary, sources, n_tokens, batch_size, seed, path, given, callbacks):
     "A run at its first step, or where its last checkpoint left it"
     r = dictionary.recipe() | {k: v for k,v in given.items() if v is not None}
+    trained,asked = [p for p in dictionary.parameters() if p.requires_grad],r.pop('engine', 'auto')
+    way = choose(dictionary, batch_size, n_tokens//batch_size, asked, r['grad_clip']) if trained else None
+    if trained: r['engine'] = way.name
     settings = dict(dictionary=dictionary.name, cfg=dictionary.cfg, data=[s.fingerprint for s in sources if s],
                     n_tokens=n_tokens, batch_size=batch_size, seed=seed, **r)
     run = Run(dictionary, n_tokens//batch_size, batch_size, settings, writable(path) if path else None)
-    trained = [p for p in dictionary.parameters() if p.requires_grad]
-    run.opt = torch.optim.Adam(trained, lr=r['lr'], betas=r['betas'], eps=r['eps'], fused=True) if trained else None
+    run.opt,run.engine = Optimiser(dictionary, r['lr'], r['betas'], r['eps'], way.name) if trained else None, way
     run.window,run.parts,run.lr = torch.empty(0, device=dictionary.W_enc.device),None,0.
     run.callbacks = sorted(callbacks, key=lambda c: c.order)
-    if run.path and _load(run): return run
-    if not dictionary.n_seen: dictionary.init_from(*(s.stats for s in sources if s))
-    if run.path: _save(run)
+    with contextlib.ExitStack() as undo:
+        undo.callback(run.close)
+        if not (run.path and _load(run)):
+            if not dictionary.n_seen: dictionary.init_from(*(s.stats for s in sources if s))
+            if run.path: _save(run)
+        undo.pop_all()
     return run
 
 # %% ../nbs/60_train.ipynb #5cb8eeca
@@ -428,21 +561,23 @@ def _finish(run, data):
     d,kept = run.dictionary,('model_name','revision','site','corpus','split','fingerprint')
     d.progress = 1.
     d.after_fit()
-    d.provenance = {k: str(getattr(data, k)) for k in kept if getattr(data, k, None) is not None} | dict(training=run.settings, steps=run.step, stopped=run.stopped)
+    d.provenance = {k: str(getattr(data, k)) for k in kept if getattr(data, k, None) is not None} | dict(training=run.settings, steps=run.step, stopped=run.stopped, versions=run.versions or {'0': _here(d)}) | (dict(skipped=run.skipped) if run.skipped else {})
     run.timing['activations_per_second'] = run.step*run.batch_size/max(run.timing['seconds'], 1e-9)
     if run.path:
         if not run.checkpoints or run.checkpoints[-1].name!=f'step-{run.step:08d}': _save(run)
         try: d.save(run.path/'final')
         except Exception as e: _unsaved(run, e, 'the trained dictionary', 'it is whole in memory')
+    run.close()
     del run.opt,run.window
 
 # %% ../nbs/60_train.ipynb #ef890a5d
-def _check(dictionary, n_tokens, batch_size, warmup, decay, checkpoint_every, log_every):
+def _check(dictionary, n_tokens, batch_size, warmup, decay, checkpoint_every, log_every, max_skipped=0):
     "Raise ValueError or TypeError for an argument that makes no sense"
     for nm,v in dict(n_tokens=n_tokens, batch_size=batch_size, checkpoint_every=checkpoint_every or 1, log_every=log_every or 1).items():
         if not isinstance(v, int) or v<1: raise ValueError(f"{nm} must be a whole number of at least 1, got {v!r}")
     for nm,v in dict(warmup=warmup, decay=decay).items():
         if v is not None and not 0<=v<=1: raise ValueError(f"{nm} is a share of the run, 0 to 1, got {v!r}")
+    if isinstance(max_skipped, bool) or not isinstance(max_skipped, int) or max_skipped<0: raise ValueError(f"max_skipped must be a whole number of at least 0, got {max_skipped!r}")
     if not isinstance(dictionary, Dictionary): raise TypeError(f"a dictionary was expected, got {dictionary!r}: make one first, dictionaries['topk'](d_in, d_sae)")
     if n_tokens<batch_size: raise ValueError(f"n_tokens={n_tokens} is less than one batch of {batch_size}")
 
@@ -451,6 +586,13 @@ def _plan(dictionaries, batch_size):
     n,trained = (sum(p.numel() for d in dictionaries for p in d.parameters() if p.requires_grad or every) for every in (True, False))
     keeps,first,many = sum(d.keeps for d in dictionaries),dictionaries[0],f'{len(dictionaries)} dictionaries, ' if len(dictionaries)>1 else ''
     within_memory(4*(n+3*trained+keeps+4*batch_size*(first.d_in+first.d_out)), f'training {many}{n:,} parameters (weights, gradient, two moments) on batches of {batch_size:,}', f"take {'fewer dictionaries, ' if many else ''}a smaller d_sae or batch_size{', or n_fit' if keeps else ''}")
+
+def _elsewhere(mesh, path):
+    "The module that trains in several processes, where there are several or there were when `path` was begun; else None"
+    if mesh is False: return
+    dist = sys.modules.get('torch.distributed')
+    many = mesh is not None or int(os.environ.get('WORLD_SIZE') or 1)>1 or (dist and dist.is_initialized() and dist.get_world_size()>1)
+    if many or (path and any(Path(path).glob('step-*/mesh.json'))): return importlib.import_module(f'{__package__}.parallel') # looked up late: it stands above this one
 
 def _every(n_steps, checkpoint_every, log_every):
     "Steps between two log rows and between two checkpoints"
@@ -470,18 +612,28 @@ def fit(
     callbacks=(),          # `Callback`s
     path:Path|str=None,    # folder for log.csv, checkpoints and the result; the same call again continues there
     checkpoint_every:int=None, # steps; None: a tenth of the run, at most 1000
+    milestones=None,       # steps whose checkpoints stay, a list of numbers; or 'log': 0, 1, 2, 4, 8, … and the last
     log_every:int=None,    # steps; None: a hundredth of the run, at most 50
     grad_clip:float=None,  # largest norm of the gradient; None: the method's
+    engine:str='auto',     # the path of a step, one of `engine.paths`; 'auto' chooses an exact one
+    max_skipped:int=0,     # steps whose loss or gradient is not finite that may be passed over; each step is then looked at, which an accelerator has to wait for
+    mesh=None,             # where there are several processes: 'rows', 'features', dict(rows=2, features=4) or a DeviceMesh with these names; None: what suits the method; False: this process alone
 )->Run:
     "Train a dictionary; raises ValueError for data it cannot learn from, MemoryError for a plan over the settings' memory, FloatingPointError when the loss is no longer a number"
-    _check(dictionary, n_tokens, batch_size, warmup, decay, checkpoint_every, log_every)
+    _check(dictionary, n_tokens, batch_size, warmup, decay, checkpoint_every, log_every, max_skipped)
+    ensure(dictionary.W_enc.device, dictionary.W_enc.dtype)
+    if (far := _elsewhere(mesh, path)): return far.fit_ranks(dictionary, data, n_tokens, batch_size, dict(lr=lr, warmup=warmup, decay=decay, grad_clip=grad_clip), seed, callbacks, path, checkpoint_every, log_every, milestones, engine, max_skipped, mesh)
     _plan([dictionary], batch_size)
+    keep = _schedule(milestones, n_tokens//batch_size, path)
     seed,data = seed_of(seed),_pair(data, dictionary)
     sources = _source(data, dictionary, batch_size, seed)
     with torch.random.fork_rng([dictionary.W_enc.device] if dictionary.W_enc.is_cuda else []), contextlib.ExitStack() as end:
         torch.manual_seed(seed)
         end.callback(dictionary.train, dictionary.training)
-        run = _begin(dictionary.train(), sources, n_tokens, batch_size, seed, path, dict(lr=lr, warmup=warmup, decay=decay, grad_clip=grad_clip), callbacks)
+        run = _begin(dictionary.train(), sources, n_tokens, batch_size, seed, path, dict(lr=lr, warmup=warmup, decay=decay, grad_clip=grad_clip, engine=engine), callbacks)
+        end.callback(run.close)
+        _keep(run, keep)
+        run.max_skipped = max_skipped
         for c in run.callbacks:
             c.before_fit(run)
             end.callback(c.after_fit, run)
