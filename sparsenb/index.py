@@ -4,376 +4,47 @@
 
 # %% ../nbs/70_index.ipynb #3250fd9d
 from __future__ import annotations
-import contextlib, errno, hashlib, json, re, shutil, zlib
-from dataclasses import dataclass
+import contextlib, errno, json, shutil, zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from .core import crc32, fsync, progress, read_json, seed_of, settings, view, widgets, writable, write_json
-from .metrics import wilson
+from .core import crc32, fsync, progress, read_json, seed_of, settings, sweep, writable, write_json
+from .live import _source
+from .passes import _Joined, _Pass, _active, _bounds
+from .relations import Directions, _activity, _weights
+from .reading import VERSION, Example, FeatureIndex, _pack, _unpack
+from . import cards
+from .effects import Effect, _opened, fingerprint
+from .columns import _columns
+_all_ = ['FeatureIndex', 'Example', 'Directions', 'Effect', 'fingerprint', 'VERSION']
 
 # %% auto #0
-__all__ = ['VERSION', 'fingerprint', 'Example', 'FeatureIndex']
-
-# %% ../nbs/70_index.ipynb #d09fb95d
-class _Column:
-    "Appends to a .npy file whose length is not known beforehand"
-    def __init__(self, path, dtype):
-        self.dtype,self.n,self.f = np.dtype(dtype),0,open(path, 'wb')
-        self._header()
-
-    def _header(self):
-        h = repr(dict(descr=self.dtype.str, fortran_order=False, shape=(self.n,)))
-        self.f.write(b'\x93NUMPY\x01\x00' + (118).to_bytes(2, 'little') + h.ljust(117).encode() + b'\n')
-
-    def append(self, a):
-        self.f.write(np.ascontiguousarray(a, self.dtype).tobytes())
-        self.n += len(a)
-
-    def close(self):
-        self.f.seek(0)
-        self._header()
-        self.f.close()
-
-def _pack(texts):
-    "Strings as (bytes, ends), lone surrogates included"
-    bs = [t.encode('utf-8', 'surrogatepass') for t in texts]
-    return np.frombuffer(b''.join(bs), np.uint8), np.cumsum([len(b) for b in bs], dtype=np.int64)
-
-def _unpack(data, ends, i):
-    return bytes(data[ends[i-1] if i else 0:ends[i]]).decode('utf-8', 'surrogatepass')
-
-# %% ../nbs/70_index.ipynb #ef43975d
-def _active(
-    codes,       # `.idx` and `.val` [n, k]
-    start,       # row number of the first
-)->np.ndarray:   # uint32 [n_active, 3]: row, feature, bits of the float32 value
-    "The values above zero, in row order; raises FloatingPointError if any is not finite"
-    idx,val = codes.idx.cpu().numpy(), codes.val.float().cpu().numpy()
-    if not np.isfinite(val).all():
-        r,c = np.argwhere(~np.isfinite(val))[0]
-        raise FloatingPointError(f"feature {idx[r,c]} is {val[r,c]} at row {start+r}: an index needs finite codes; check the dictionary's weights and the store")
-    on = val>0
-    out = np.empty((int(on.sum()), 3), np.uint32)
-    out[:,0] = np.repeat(np.arange(start, start+len(val)), on.sum(1))
-    out[:,1],out[:,2] = idx[on],val[on].view(np.uint32)
-    return out
-
-def _bounds(
-    seen,       # uint32 [n, 3], active values of some rows
-    d_sae,      # number of features
-    n_buckets,  # at most so many
-)->list:        # ascending, from 0 to d_sae
-    "Cut the features into neighbouring ranges that hold about equally many values"
-    load = np.cumsum(np.bincount(seen[:,1], minlength=d_sae)+1e-3)
-    cuts = np.searchsorted(load, load[-1]*np.arange(1, n_buckets)/n_buckets)
-    return [0, *np.unique(np.clip(cuts, 1, d_sae-1)).tolist(), d_sae] if d_sae>1 else [0, 1]
-
-# %% ../nbs/70_index.ipynb #057f907c
-def _take(a, o):
-    "Rows `o` of a [n, 3] array, column by column, which is several times faster than `a[o]`"
-    out = np.empty((len(o), 3), a.dtype)
-    for c in range(3): out[:,c] = a[o,c]
-    return out
-
-class _Pass:
-    "The active values of a store on disk by bucket of features, with tokens, positions and documents by row; continues where it was killed"
-    def __init__(self, folder, made, cap):
-        self.folder,self.made,self.cap,self.file = Path(folder),made,cap,Path(folder)/'pass.json'
-        self.rows,self.bounds,self.size,self.crc,self.f = 0,None,{},{},{}
-        if self.file.exists(): self._resume(read_json(self.file))
-
-    def _resume(self, s):
-        self.rows,self.bounds,self.size,self.crc = s['rows'],s['bounds'],s['size'],s['crc']
-        for k,n in self.size.items():
-            p = self.folder/f'{k}.bin'
-            if p.exists() and p.stat().st_size>=n:
-                with open(p, 'r+b') as f: f.truncate(n)
-            if not p.exists() or crc32(p)!=self.crc[k]: raise ValueError(f"{p} is damaged: delete the folder {self.folder} to begin anew")
-
-    def _write(self, name, a):
-        if name not in self.f: self.f[name] = open(self.folder/f'{name}.bin', 'ab' if name in self.size else 'wb')
-        b = a.tobytes()
-        self.f[name].write(b)
-        self.size[name],self.crc[name] = self.size.get(name, 0)+len(b), zlib.crc32(b, self.crc.get(name, 0))
-
-    def add(self, active, tok, pos, doc, n_rows):
-        "Append one chunk and commit it"
-        if self.bounds is None:
-            expected = len(active)/len(tok)*n_rows
-            self.bounds = _bounds(active, self.made['d_sae'], int(np.clip(np.ceil(expected/self.cap), 1, 256)))
-        n = len(self.bounds)-1
-        b = np.repeat(np.arange(n, dtype=np.uint16), np.diff(self.bounds))[active[:,1]]
-        o = np.argsort(b, kind='stable')
-        for i,part in enumerate(np.split(_take(active, o), np.cumsum(np.bincount(b, minlength=n))[:-1])): self._write(f'codes-{i:03d}', part)
-        for k,a in dict(tok=tok, pos=pos, doc=doc).items(): self._write(k, np.asarray(a, np.int32))
-        for f in self.f.values(): f.flush()
-        self.rows += len(tok)
-        write_json(self.file, dict(made=self.made, rows=self.rows, bounds=self.bounds, size=self.size, crc=self.crc))
-
-    def close(self):
-        for f in self.f.values(): f.close()
-        self.f = {}
-
-    def column(self, name): return np.memmap(self.folder/f'{name}.bin', np.int32, 'r')
-
-# %% ../nbs/70_index.ipynb #1b51729e
-def _pieces(path, n):
-    "Read a file of active values n at a time"
-    with open(path, 'rb') as f:
-        while len(a := np.fromfile(f, np.uint32, 3*n)): yield a.reshape(-1, 3)
-
-def _buckets(
-    done,   # a finished `_Pass`
-):          # yields (first feature, one past the last, uint32 [n, 3] in row order)
-    "The active values of all features, range by range, at most about `cap` at a time"
-    most = 1<<max(0, 32-(2*done.cap).bit_length())  # features; see `_Bucket`
-    for i,(lo,hi) in enumerate(zip(done.bounds[:-1], done.bounds[1:])):
-        path = done.folder/f'codes-{i:03d}.bin'
-        n = sum((np.bincount(p[:,1]-lo, minlength=hi-lo) for p in _pieces(path, done.cap)), np.zeros(hi-lo, int))
-        while lo<hi:
-            w = min(max(1, int(np.searchsorted(np.cumsum(n), 2*done.cap, 'right'))), most)
-            got = [p[(p[:,1]>=lo)&(p[:,1]<lo+w)] for p in _pieces(path, done.cap)]
-            yield lo, lo+w, np.concatenate(got) if got else np.zeros((0,3), np.uint32)
-            lo,n = lo+w,n[w:]
-
-# %% ../nbs/70_index.ipynb #ef6ed157
-_up = np.uint64(32)
-def _key(f, v):
-    "One sortable number: by feature, then the largest value first; the bits of a positive float32 are 31"
-    return (np.asarray(f).astype(np.uint64)<<np.uint64(31)) | (np.uint32(2**31-1)-np.ascontiguousarray(v, np.float32).view(np.uint32)).astype(np.uint64)
-
-class _Bucket:
-    "The active values of the features lo..hi-1, by row and by rank"
-    def __init__(self, lo, hi, active):
-        f,n = active[:,1]-np.uint32(lo),len(active)
-        o = np.argsort(f.astype(np.uint16) if hi-lo<=65536 else f, kind='stable')
-        self.n,self.bits = np.bincount(f, minlength=hi-lo),np.uint64(max(1, n.bit_length()))
-        self.off = np.concatenate([[0], np.cumsum(self.n)])
-        f = np.repeat(np.arange(hi-lo, dtype=np.uint64), self.n)
-        self.row,self.val = active[o,0],active[o,2].view(np.float32)
-        self.at = (f<<_up)|self.row                        # ascending: where a row is found
-        self.key = (_key(f, self.val)<<self.bits)|np.arange(n, dtype=np.uint64)
-        self.key.sort()                                    # by feature, then rank; its last bits say where it is by row
-        self.order = (self.key&((np.uint64(1)<<self.bits)-np.uint64(1))).astype(np.int64)
-        self.place = np.empty(n, np.int64)                 # rank, counted from the beginning of the bucket
-        self.place[self.order] = np.arange(n)
-
-    def value(self, rank):
-        "Values [w, m] at ranks [w, m] of each feature; NaN where there is none"
-        ok = (rank>=0)&(rank<self.n[:,None])
-        out = np.full(rank.shape, np.nan, np.float32)
-        out[ok] = self.val[self.order[(self.off[:-1,None]+rank)[ok]]]
-        return out
-
-    def sums(self):
-        "Sum of the active values of each feature, float64 [w]"
-        out,on = np.zeros(len(self.n)),self.n>0
-        if on.any(): out[on] = np.add.reduceat(self.val.astype(np.float64), self.off[:-1][on])
-        return out
-
-# %% ../nbs/70_index.ipynb #f4208eef
-def _edges(
-    top,     # largest values, float32 [w]
-    n_bins,
-)->np.ndarray: # float32 [w, n_bins+1]
-    "Edges of equal bins from 0 to the largest value"
-    e = (np.asarray(top, np.float64)[:,None]*np.arange(n_bins+1)/n_bins).astype(np.float32)
-    e[:,-1] = top
-    return e
-
-def _histogram(
-    b:_Bucket,
-    n_bins:int,
-)->np.ndarray: # uint32 [w, n_bins]
-    "Counts between the edges; a bin has its lower edge, the last one both, as in `np.histogram`"
-    e = _edges(np.nan_to_num(b.value(np.zeros((len(b.n),1), int))[:,0]), n_bins)
-    f = np.repeat(np.arange(len(b.n)), n_bins+1)
-    least = np.searchsorted(b.key, (_key(f, e.ravel())+np.uint64(1))<<b.bits).reshape(e.shape)-b.off[:-1,None]  # how many values reach the edge
-    least[:,-1] = 0
-    return (least[:,:-1]-least[:,1:]).astype(np.uint32)
-
-# %% ../nbs/70_index.ipynb #7b920d7d
-def _cuts(n, parts):
-    "Ranks [w, parts+1] at which `parts` equal parts of n [w] values begin"
-    return n[...,None]*np.arange(parts+1)//parts
-
-def _bounds_of_groups(b, n_groups):
-    "Smallest value of each quantile group (NaN if it is empty) and the quantile above it, float32 [w, n_groups, 2]"
-    c = _cuts(b.n, n_groups)
-    return np.stack([b.value(np.where(c[:,1:]>c[:,:-1], c[:,1:]-1, -1)), b.value(c[:,:-1])], -1)
-
-def _chosen(
-    b:_Bucket,
-    n_top:int,  # the first so many ranks
-    u,          # uniform numbers [w, n_groups, n_per_group], one choice each
-):              # feature [m], rank [m], group [m] (-1 for top), by feature, then group
-    "The examples to show"
-    w,q,p = u.shape
-    c = _cuts(b.n, q)
-    part = c[:,:-1,None]+_cuts(np.diff(c), p)
-    wide = np.diff(part)
-    drawn = np.where(wide>0, part[...,:-1]+(u*wide).astype(np.int64), -1).reshape(w, q*p)
-    top = np.broadcast_to(np.arange(n_top), (w, n_top))
-    rank = np.concatenate([np.where(top<b.n[:,None], top, -1), drawn], 1)
-    group = np.broadcast_to(np.r_[np.full(n_top, -1), np.repeat(np.arange(q), p)], rank.shape)
-    ok = rank>=0
-    return np.nonzero(ok)[0], rank[ok], group[ok]
-
-# %% ../nbs/70_index.ipynb #0dd78ddd
-def _ragged(start, length):
-    "All the indices start..start+length-1 of many runs, one after the other"
-    ends = np.cumsum(length)
-    return np.repeat(start-(ends-length), length)+np.arange(ends[-1] if len(ends) else 0)
-
-class _Segments:
-    "Where each row's segment begins and ends, and the tokens by row"
-    def __init__(self, done, store, piece=1<<20):
-        self.tok,self.doc,pos = done.column('tok'),done.column('doc'),done.column('pos')
-        first,n = [np.zeros(1, np.int64)],len(pos)
-        for a in range(1, n, piece):
-            s,t = slice(a, min(a+piece, n)), slice(a-1, min(a+piece, n)-1)
-            first.append(a+np.flatnonzero((self.doc[s]!=self.doc[t])|(pos[s]!=pos[t]+1)))
-        self.first = np.concatenate(first)
-        self.end = np.append(self.first[1:], n)
-        self.led = np.asarray(pos[self.first]==1)  # one token stands ahead of the first row
-        self.lead = int(next(iter(store.sequences(1)))[0][0,0]) if self.led.any() else -1
-
-    def window(self, row, left, right):
-        "First row, one past the last, and whether the leading token is seen, for each row"
-        s = np.searchsorted(self.first, row, 'right')-1
-        a = np.maximum(row-left, self.first[s])
-        return a, np.minimum(row+right+1, self.end[s]), self.led[s]&(row-left<self.first[s])
-
-# %% ../nbs/70_index.ipynb #f278e123
-def _examples(
-    b:_Bucket,
-    seg:_Segments,
-    f, rank, group,  # what to show, each [m], from `_chosen`
-    context,         # (left, right), tokens
-)->dict:             # columns, see `_columns`
-    "Token ids around each example, and the feature's values on them"
-    i = b.order[b.off[f]+rank]
-    row = b.row[i].astype(np.int64)
-    a,e,led = seg.window(row, *context)
-    n_tok = e-a+led
-    at = _ragged(a-led, n_tok)
-    tok = seg.tok[np.maximum(at, 0)]
-    tok[(np.cumsum(n_tok)-n_tok)[led]] = seg.lead
-    base = f.astype(np.uint64)<<_up
-    lo = np.searchsorted(b.at, base|a.astype(np.uint64))
-    n_act = np.searchsorted(b.at, base|e.astype(np.uint64))-lo
-    j = _ragged(lo, n_act)
-    return dict(ex_row=row, ex_group=group, ex_peak=row-a+led, ex_doc=seg.doc[row], ex_token=seg.tok[row], ex_n_tok=n_tok, ex_n_act=n_act,
-                tok=tok, act_at=b.row[j]-np.repeat(a-led, n_act), act_val=b.val[j], act_rank=b.place[j]-np.repeat(b.off[f], n_act),
-                n_ex=np.bincount(f, minlength=len(b.n)), f_tok=np.bincount(f, n_tok, len(b.n)).astype(int), f_act=np.bincount(f, n_act, len(b.n)).astype(int))
-
-# %% ../nbs/70_index.ipynb #fd0518f5
-def _direct(
-    W_dec,    # tensor [d_sae, d_model]
-    W_U,      # tensor [d_vocab, d_model]
-    n:int,    # so many tokens up and down
-    at_once:int=1<<24, # numbers in one piece
-):            # ids up, effects up, ids down, effects down, each [d_sae, n]
-    "Tokens that a decoder row raises and lowers most, directly"
-    import torch
-    out = []
-    for w in W_dec.split(max(1, at_once//len(W_U))):
-        y = w.to(W_U)@W_U.T
-        (u,iu),(d,id_) = y.topk(n), y.topk(n, largest=False)
-        out.append([iu, u, id_, d])
-    return [torch.cat(c).cpu().numpy() for c in zip(*out)]
-
-def _near(
-    W_dec,    # tensor [d_sae, d_out]
-    n:int,    # so many neighbours
-    at_once:int=1<<24,
-):            # ids, cosines, each [d_sae, n]
-    "The features whose decoder rows point most nearly the same way"
-    import torch
-    w,out = torch.nn.functional.normalize(W_dec.float(), dim=1),[]
-    for a in range(0, len(w), step := max(1, at_once//len(w))):
-        c = w[a:a+step]@w.T
-        c[torch.arange(len(c)), torch.arange(a, a+len(c))] = -2
-        out.append(c.topk(n))
-    return [torch.cat(c).cpu().numpy() for c in zip(*out)][::-1]
-
-# %% ../nbs/70_index.ipynb #a896945c
-def _runs(key):
-    "Distinct numbers, ascending, and how often each occurs"
-    key = np.sort(key)
-    at = np.flatnonzero(np.r_[True, key[1:]!=key[:-1]]) if len(key) else np.zeros(0, int)
-    return key[at].astype(np.int64), np.diff(np.r_[at, len(key)])
-
-def _together(
-    row, f,     # active (row, feature) pairs, sorted by row
-    d_sae:int,
-    n:int,      # so many partners
-    least:int=3,# fewer tokens together than this tell nothing
-    at_once:int=4_000_000, # pairs counted at a time
-):              # ids (-1: none), Jaccard index, each [d_sae, n]
-    "The features that fire together most often"
-    ids,val,n_f = np.full((d_sae,n), -1, np.int32), np.zeros((d_sae,n), np.float32), np.bincount(f, minlength=d_sae)
-    _,first,r,size = np.unique(row, return_index=True, return_inverse=True, return_counts=True)
-    o = np.argsort(f, kind='stable')
-    f1,pairs = f[o],size[r[o]]
-    load = np.cumsum(np.bincount(f1, pairs, d_sae))//at_once
-    cut = np.flatnonzero(np.diff(np.r_[-1, np.maximum(load, np.arange(d_sae)*d_sae>>30)]))  # features that begin a block; its keys fit 32 bits
-    for lo,hi in zip(cut, np.r_[cut[1:], d_sae]):
-        s = o[slice(*np.searchsorted(f1, [lo,hi]))]
-        g = f[_ragged(first[r[s]], size[r[s]])]
-        key,both = _runs((np.repeat(f[s]-lo, size[r[s]])*d_sae+g).astype(np.int32))
-        key = key+lo*d_sae
-        i,j = key//d_sae, key%d_sae
-        ok = (i!=j)&(both>=least)
-        i,j,both = i[ok],j[ok],both[ok]
-        share = both/(n_f[i]+n_f[j]-both)
-        best = np.lexsort((j, -share, i))
-        i,j,share = i[best],j[best],share[best]
-        k = np.arange(len(i))-np.searchsorted(i, i)
-        ok = k<n
-        ids[i[ok],k[ok]],val[i[ok],k[ok]] = j[ok],share[ok]
-    return ids,val
+__all__ = ['FeatureIndex', 'Example', 'Directions', 'Effect', 'fingerprint', 'VERSION']
 
 # %% ../nbs/70_index.ipynb #45e32771
-VERSION = 1  # of the files; another one is refused
-
-def fingerprint(
-    dictionary,  # anything with `.fingerprint`, or a torch module
-)->str:          # 16 hex digits
-    "What a dictionary is, from its weights: equal for equal weights"
-    if isinstance(known := getattr(dictionary, 'fingerprint', None), str): return known
-    h = hashlib.sha256(f"{getattr(dictionary, 'name', '')} {getattr(dictionary, 'cfg', '')}".encode())
-    for k,v in sorted(dictionary.state_dict().items()):
-        h.update(f'{k} {tuple(v.shape)} {v.dtype}'.encode())
-        h.update(v.detach().cpu().contiguous().float().numpy().tobytes())
-    return h.hexdigest()[:16]
-
 def _same(path, here, made):
     "Raise ValueError if a folder holds an index of something else"
+    here,made = ({**m['made'], **{k: m.get(k) for k in ('rows','features')}} if 'made' in m else m for m in (here, made))
+    if not here.get('rows'): here,made = ({k: v for k,v in m.items() if k not in ('rows','features')} for m in (here, made)) # a whole index
     if here==made: return
     def who(m): return f"dictionary {m['dictionary']} over store {m['store']} ({m['model']} at {m['site']})"
     if who(here)!=who(made): raise ValueError(f"{path} holds an index of {who(here)}; asked for was {who(made)}: choose another path")
     diff = [f"{k} = {here.get(k)!r} (asked for: {made[k]!r})" for k in made if here.get(k)!=made[k]]
     raise ValueError(f"{path} holds an index of the same dictionary and store with {', '.join(diff)}: choose another path, or these settings")
 
-# %% ../nbs/70_index.ipynb #2f5cf8fb
-def _check(dictionary, store, model, made):
+# %% ../nbs/70_index.ipynb #ea8ed035
+def _check(dictionary, store, model, made, names):
     "Raise before anything is computed"
     if dictionary.d_in!=store.d_in: raise ValueError(f"the dictionary takes activations of width {dictionary.d_in}, the store's at {store.site} are {store.d_in} wide")
     if model is not None and store.revision and model.revision!=store.revision:
         raise ValueError(f"the store was collected from {store.model_name} ({store.revision}), not from {model.name} ({model.revision}): pass that model, or none")
-    for k,least in dict(n_top=1, n_quantiles=1, n_per_quantile=0, n_bins=1, n_logits=1, n_near=1, n_tokens=1).items():
+    for k,least in dict(n_top=1, n_quantiles=1, n_per_quantile=0, n_bins=1, n_logits=1, n_near=1, n_align=1, n_tokens=1).items():
         if made[k]<least: raise ValueError(f"{k} must be at least {least}, got {made[k]}")
     if min(made['context'])<0 or sum(made['context'])>60_000: raise ValueError(f"context must be two numbers of tokens, left and right, got {tuple(made['context'])}")
     if made['n_tokens']>len(store): raise ValueError(f"n_tokens = {made['n_tokens']:,}, the store has {len(store):,}")
+    if names is not None and len(names)!=made['d_sae']: raise ValueError(f"{len(names)} names for {made['d_sae']} features")
     if made['n_tokens']>=2**32: raise ValueError(f"at most {2**32-1:,} tokens fit one index, got {made['n_tokens']:,}: pass n_tokens")
-
-def _opened(model):
-    "A `Model` of anything `load_model` takes; what has a revision already is taken as it is"
-    if model is None or hasattr(model, 'revision'): return model
-    from sparsenb.models import load_model
-    return load_model(model)
 
 @contextlib.contextmanager
 def _room(path):
@@ -383,158 +54,87 @@ def _room(path):
         if e.errno!=errno.ENOSPC and 'requested and' not in str(e): raise # NumPy reports a short write without the system's number
         raise OSError(errno.ENOSPC, f"no space left for {path}: free some and make the same call again, it goes on from where it is") from None
 
-def _encode(dictionary, x, start, at_once=1<<24):
-    "Active values of a chunk, a slice at a time so that pre-activations stay small"
+def _codes(dictionary, x, start, keep, at_once=1<<24):
+    "Codes of a chunk, a slice at a time so that pre-activations stay small; what is returned makes them active values, in a thread"
     import torch
     dev = dictionary.W_dec.device
     with torch.no_grad():
         parts = x.split(max(256, at_once//dictionary.d_sae))
         starts = start+np.cumsum([0]+[len(p) for p in parts[:-1]])
-        return np.concatenate([_active(dictionary.codes(p.to(dev)), int(a)) for p,a in zip(parts, starts)])
+        codes = [(dictionary.codes(p.to(dev)), int(a)) for p,a in zip(parts, starts)]
+    return lambda: np.concatenate([_active(*c, keep) for c in codes])
 
-def _stream(done, dictionary, store, n, chunk, bar):
-    "Run the pass over what is left of the store's first n rows"
-    training = getattr(dictionary, 'training', False)
-    if training: dictionary.eval()
+@contextlib.contextmanager
+def _resting(dictionary):
+    "In evaluation mode, and choosing quickly, within the block"
+    from sparsenb.selection import screening
+    if training := getattr(dictionary, 'training', False): dictionary.eval()
     try:
-        bar.update(done.rows)
-        for r in store.rows(chunk, start=done.rows) if done.rows<n else ():
-            s = slice(n-r.start)
-            done.add(_encode(dictionary, r.x[s], r.start), r.tok[s], r.pos[s], r.doc[s], n)
-            bar.update(len(r.tok[s]))
-            if done.rows==n: break
+        with screening(dictionary): yield
     finally:
-        done.close()
         if training: dictionary.train()
-    if done.rows<n: raise ValueError(f"the store gave {done.rows:,} rows, {n:,} were expected: it is not whole")
 
-# %% ../nbs/70_index.ipynb #78949c83
-def _columns(done, store, made, n_vocab, folder):
-    "Write the columns that come from the codes; returns (row, feature) pairs of an even sample of rows and the documents named"
-    id_type = 'u2' if n_vocab<=65536 else 'u4'
-    types = dict(ex_row='u4', ex_group='i1' if made['n_quantiles']<128 else 'i4', ex_peak='u2', ex_doc='i4', ex_token=id_type, ex_n_tok='u2', ex_n_act='u2',
-                 tok=id_type, act_at='u2', act_val='f4', act_rank='u4')
-    cols = {k: _Column(folder/f'{k}.npy', t) for k,t in types.items()}
-    seg,kept,pairs = _Segments(done, store),{},[]
-    u = np.random.default_rng(made['seed']).random((made['d_sae'], made['n_quantiles'], made['n_per_quantile']))
-    total = sum(n for k,n in done.size.items() if k.startswith('codes'))//12
-    stride = max(1, int(total*(total/done.rows)/16e6))  # of rows for `_together`: about 16M pairs
-    for lo,hi,active in _buckets(done):
-        b = _Bucket(lo, hi, active)
-        ex = _examples(b, seg, *_chosen(b, made['n_top'], u[lo:hi]), made['context'])
-        for k,c in cols.items(): c.append(ex[k])
-        own = dict(n=b.n, sum=b.sums(), max=np.nan_to_num(b.value(np.zeros((hi-lo,1), int))[:,0]),
-                   hist=_histogram(b, made['n_bins']), group=_bounds_of_groups(b, made['n_quantiles'])) | {k: ex[k] for k in ('n_ex','f_tok','f_act')}
-        for k,v in own.items(): kept.setdefault(k, []).append(v)
-        pairs.append(active[active[:,0]%stride==0, :2])
-    for c in cols.values(): c.close()
-    kept = {k: np.concatenate(v) for k,v in kept.items()}
-    for k,to in dict(n_ex='at_ex', f_tok='at_tok', f_act='at_act').items(): kept[to] = np.concatenate([[0], np.cumsum(kept.pop(k))])
-    for k,v in kept.items(): np.save(folder/f'{k}.npy', v)
-    return np.concatenate(pairs).astype(np.int64)
+def _stream(done, dictionary, store, chunk, bar):
+    "Run the pass over what is left of its rows: codes are computed here while a thread sorts and writes those before"
+    (a,b),(lo,hi) = done.plan['rows'],done.plan['features']
+    keep = None if hi-lo==dictionary.d_sae else (lo, hi)
+    bar.update(done.row-a)
+    def write(active, r, s): done.add(active(), r.tok[s], r.pos[s], r.doc[s]); bar.update(len(r.tok[s]))
+    try:
+        with ThreadPoolExecutor(1) as ex:
+            last = None
+            for r in store.rows(chunk, start=done.row) if done.row<b else ():
+                s = slice(b-r.start)
+                active = _codes(dictionary, r.x[s], r.start, keep)
+                if last: last.result()
+                last = ex.submit(write, active, r, s)
+                if r.start+len(r.tok)>=b: break
+            if last: last.result()
+    finally: done.close()
+    if done.row<b: raise ValueError(f"the store gave {done.row:,} rows, {b:,} were expected: it is not whole")
 
-def _directions(dictionary, model, made, pairs, folder):
-    "Write neighbours, partners and, where a model is given, next-token effects; returns why there are none, or None"
-    n,W = min(made['n_near'], made['d_sae']-1),dictionary.W_dec.detach()
-    pairs = pairs[np.argsort(pairs[:,0], kind='stable')]
-    out = dict(zip(('near_id','near_cos'), _near(W, n))) | dict(zip(('pair_id','pair_share'), _together(*pairs.T, made['d_sae'], n)))
-    U,why = None if model is None else model.unembed_weight,None
-    if model is None: why = 'no model was given when the index was built'
-    elif U is None: why = f'{model.name} has no unembedding'
-    elif U.shape[1]!=W.shape[1]: why = f"a decoder row has {W.shape[1]} numbers, the model's unembedding {U.shape[1]}"
-    else: out |= dict(zip(('up_id','up','down_id','down'), _direct(W, U.detach().float(), min(made['n_logits'], len(U)))))
-    for k,v in out.items(): np.save(folder/f'{k}.npy', v.astype(np.int32) if k.endswith('_id') else v)
-    return why
+def _begun(folder, plan, dictionary, store, chunk, cap):
+    "A new pass, or the one that was interrupted; all passes of a store cut the features at the same bounds, taken from its first rows"
+    if (folder/'pass.json').exists(): return _Pass(folder)
+    first = next(iter(store.rows(chunk)))
+    x = first.x[:plan['made']['n_tokens']]
+    active = _codes(dictionary, x, 0, None)()
+    n = int(np.clip(np.ceil(len(active)/len(x)*plan['made']['n_tokens']/cap), 1, 256))
+    return _Pass(folder, plan, _bounds(active, plan['made']['d_sae'], n))
 
-# %% ../nbs/70_index.ipynb #6be7cabd
-def _token_table(model, ids):
-    "Every token's text; an id without one is shown as <id>"
-    n = int(ids.max(initial=-1))+1
+# %% ../nbs/70_index.ipynb #73ecbbb1
+def _token_table(model, n):
+    "The text of every token; an id without one is shown as <id>"
     if model is None or model.tokenizer is None: return [f'<{i}>' for i in range(n)]
     known = len(model.tokenizer)
     return [*model.token_text(list(range(known))), *(f'<{i}>' for i in range(known, max(n, 0 if model.unembed_weight is None else len(model.unembed_weight))))]
 
-def _texts(store, table, folder):
-    "Write the tokens' texts and the names of the documents that examples are from"
-    doc = np.load(folder/'ex_doc.npy')
-    ids,doc = np.unique(doc, return_inverse=True)
-    np.save(folder/'ex_doc.npy', doc.astype(np.int32))
-    for name,texts in dict(token=table, doc=[str(store.doc_name(int(i))) for i in ids]).items():
-        data,ends = _pack(texts)
-        np.save(folder/f'{name}_text.npy', data)
-        np.save(folder/f'{name}_end.npy', ends)
+def _save(folder, columns):
+    for k,v in columns.items(): np.save(folder/f'{k}.npy', v)
+def _save_texts(folder, name, texts): _save(folder, dict(zip((f'{name}_text', f'{name}_end'), _pack(texts))))
 
-# %% ../nbs/70_index.ipynb #6a148011
-@dataclass(frozen=True)
-class Example:
-    "One token on which a feature is active, with its surroundings"
-    tokens:list         # str, in text order
-    values:np.ndarray   # float32 [n], the feature on each token; 0 where it is not active
-    ranks:np.ndarray    # int64 [n], rank among the feature's active values, 0 the strongest; -1 where it is not active
-    peak:int            # which token the example is about
-    row:int             # its row in the store
-    doc:str             # its document
-    group:int           # its quantile group, 0 the strongest; -1 for a top example
-    @property
-    def value(self)->float: return float(self.values[self.peak])
-    @property
-    def rank(self)->int: return int(self.ranks[self.peak])
+def _files(folder):
+    "Size and checksum of each column, on the disk"
+    files = sorted(folder.glob('*.npy'))
+    for f in files: fsync(f)
+    return {f.name: [f.stat().st_size, crc32(f)] for f in files}
 
-class FeatureIndex:
-    "Statistics and examples of every feature of a dictionary, on disk, opened lazily"
-    dense_above = .1  # a feature active on a larger share of tokens is called dense
+def _facts(done, dictionary, store, model, made, names):
+    "What only the owner of dictionary, store and model can tell; the first pass writes the columns of the weights"
+    folder,(tok,pos,doc) = done.folder.parent,(_Joined([done], done.folder).column(k) for k in ('tok','pos','doc'))
+    facts = dict(name=getattr(dictionary, 'name', type(dictionary).__name__), labels=names, lead=int(next(iter(store.sequences(1)))[0][0,0]) if (pos==1).any() else -1,
+                 docs={str(i): str(store.doc_name(i)) for i in np.unique(doc).tolist()}, n_ids=int(tok.max(initial=-1))+1)
+    if done.plan['rows'][0] or done.plan['features'][0]: return facts
+    columns,missing = _weights(dictionary, model, made)
+    table = _token_table(model, facts['n_ids'])
+    _save(folder, columns); _save_texts(folder, 'token', table)
+    return facts|dict(missing=missing, n_table=len(table))
 
-    def __init__(self, path):
-        self.path,self.info,self._cols,self._token = Path(path),_read_info(Path(path)),{},{}
-        for k in ('name','site','model','d_sae','n_tokens'): setattr(self, k, self.info[k])
-
-    def _col(self, name):
-        if name not in self._cols: self._cols[name] = np.load(self.path/f'{name}.npy', mmap_mode='r', allow_pickle=False)
-        return self._cols[name]
-
-    def __len__(self): return self.d_sae
-
-    def _feature(self, i):
-        if not 0<=int(i)<self.d_sae: raise IndexError(f"feature {i} of an index of {self.d_sae:,}: expected 0 to {self.d_sae-1}")
-        return int(i)
-
-    def __repr__(self):
-        on,dense = int(self.alive.sum()), int((self.density>self.dense_above).sum())
-        return f"FeatureIndex of {self.name} at {self.site} of {self.model}: {len(self):,} features ({len(self)-on:,} dead, {dense:,} dense) over {self.n_tokens:,} tokens, in {self.path}"
-
-    def verify(self):
-        "Read every file and compare its checksum; raises ValueError naming the first that differs"
-        for k,(_,crc) in self.info['files'].items():
-            if crc32(self.path/k)!=crc: raise ValueError(f"{self.path/k} is damaged: its checksum differs; build the index again")
-        return self
-
-# %% ../nbs/70_index.ipynb #df425d07
-def _read_info(path):
-    "Read index.json and check that the files it names are there, whole"
-    if not (path/'index.json').is_file():
-        if (path/'partial'/'pass.json').is_file():
-            s = read_json(path/'partial'/'pass.json')
-            raise ValueError(f"the index in {path} is unfinished ({s['rows']:,} of {s['made']['n_tokens']:,} tokens): the same FeatureIndex.build continues it")
-        raise FileNotFoundError(f"{path} holds no feature index: there is no index.json; FeatureIndex.build makes one")
-    info = read_json(path/'index.json')
-    if info.get('version')!=VERSION: raise ValueError(f"{path} is a feature index of version {info.get('version')}; this sparsenb reads version {VERSION}: build it again")
-    for k,(size,_) in info['files'].items():
-        here = (path/k).stat().st_size if (path/k).is_file() else None
-        if here!=size: raise ValueError(f"{path/k} is damaged: {'it is missing' if here is None else f'{here:,} bytes'}, expected {size:,} bytes; build the index again")
-    return info
-
-@patch(cls_method=True)
-def open(cls:FeatureIndex,
-    path:Path|str,  # folder of a finished index
-)->FeatureIndex:
-    "Open an index; raises FileNotFoundError or ValueError that say what is wrong with the folder"
-    return cls(path)
-
-# %% ../nbs/70_index.ipynb #076a1729
+# %% ../nbs/70_index.ipynb #cd202866
 @patch(cls_method=True)
 def build(cls:FeatureIndex,
-    dictionary,               # `codes(x)`, `W_dec` [d_sae, d_out], `d_in`, `d_sae`, `name`
-    store,                    # `rows(chunk, start)`, `sequences(1)`, `doc_name(doc)`; of one site
+    dictionary,               # `codes(x)`, `W_dec` [d_sae, d_out], `d_in`, `d_sae`, `name`; or plain vectors [n, d_in], see `Directions`
+    store,                    # `rows(chunk, start)`, `sequences(1)`, `doc_name(doc)`, of one site; or a text, anything `load_corpus` takes, that the model reads
     model=None,               # for tokens' texts and next-token effects; anything `load_model` takes, must be the store's
     path:Path|str=None,       # folder; by default one in the cache, named after dictionary and store
     n_tokens:int=None,        # the store's first so many rows; None for all
@@ -542,252 +142,122 @@ def build(cls:FeatureIndex,
     n_quantiles:int=10,       # groups of equally many active values
     n_per_quantile:int=5,     # examples from each group
     context:tuple=(24,8),     # tokens shown before and after
-    n_bins:int=40,            # of the histogram
+    n_bins:int=40,            # of the histograms
     n_logits:int=10,          # tokens raised and lowered
-    n_near:int=10,            # neighbours and partners
+    n_near:int=10,            # of each kind of neighbours
+    n_align:int=5,            # coordinates and neurons
     seed:int=None,            # of the choice of examples; the settings' unless given
     chunk:int=8192,           # rows between two commits
-    cap:int=2_000_000,        # active values sorted at a time, about 100 bytes each in memory
-)->FeatureIndex:
-    "Index every feature in one pass over `store`; continues an unfinished index, returns a finished one, raises ValueError for another one's folder"
-    n_tokens,model = len(store) if n_tokens is None else n_tokens, _opened(model)
-    made = dict(dictionary=fingerprint(dictionary), store=store.fingerprint, model=store.model_name, site=store.site, d_sae=int(dictionary.d_sae), n_tokens=int(n_tokens),
-                n_top=n_top, n_quantiles=n_quantiles, n_per_quantile=n_per_quantile, context=list(context), n_bins=n_bins, n_logits=n_logits, n_near=n_near, seed=seed_of(seed), logits=model is not None)
-    _check(dictionary, store, model, made)
-    path = Path(path) if path else settings().cache/'index'/f"{made['dictionary'][:12]}-{str(made['store'])[:12]}-{zlib.crc32(json.dumps(made).encode()):08x}"
-    if (path/'index.json').exists():
-        index = cls(path)
-        _same(path, index.info['made'], made)
-        return index
-    part = writable(writable(path)/'partial')
-    if (part/'pass.json').exists(): _same(path, read_json(part/'pass.json')['made'], made)
-    done = _Pass(part, made, cap)
-    with _room(path):
-        with progress(total=n_tokens, desc='index', unit='tok') as bar: _stream(done, dictionary, store, n_tokens, chunk, bar)
-        return cls._finish(path, done, dictionary, store, model, made)
+    cap:int=1_000_000,        # active values sorted at a time by each thread, about 100 bytes each in memory
+    part:tuple=None,          # (r, n): index the r-th of n ranges of rows only, to be joined by `merge`
+    features:tuple=None,      # (lo, hi): index features lo..hi-1 only, likewise
+    names:list=None,          # titles of the features, such as those of probes
+    site:str=None,            # of the model, for a text; the one noted in the dictionary unless given
+    seq_len:int=256,          # of a text's segments
+    batch_size:int=16,        # segments of a text that the model sees at once
+)->FeatureIndex:              # or the folder, a Path, where only a part was asked for
+    "Index every feature in one pass; continues an unfinished index, returns a finished one, raises ValueError for another one's folder"
+    model = _opened(model)
+    if not hasattr(dictionary, 'codes'): dictionary = Directions(dictionary)
+    store = _source(store, model, dictionary, site, n_tokens, seq_len, batch_size)
+    n_tokens = len(store) if n_tokens is None else n_tokens
+    made = dict(dictionary=fingerprint(dictionary), store=store.fingerprint, model=store.model_name, site=store.site, d_sae=int(dictionary.d_sae), n_tokens=int(n_tokens), n_top=n_top,
+                n_quantiles=n_quantiles, n_per_quantile=n_per_quantile, context=list(context), n_bins=n_bins, n_logits=n_logits, n_near=n_near, n_align=n_align, seed=seed_of(seed), logits=model is not None, names=names)
+    _check(dictionary, store, model, made, names)
+    plan = dict(made=made, rows=_rows_of(part, n_tokens, chunk), features=_features_of(features, made['d_sae']))
+    path = Path(path) if path else settings().cache/'index'/f"{made['dictionary'][:12]}-{str(made['store'])[:12]}-{zlib.crc32(json.dumps(plan).encode()):08x}"
+    whole = part is None and features is None
+    if (path/'index.json').exists(): return _finished(cls(path), plan, whole).attach(dictionary, model, store)
+    folder = writable(writable(path)/'partial')
+    if (folder/'pass.json').exists(): _same(path, _plan_of(folder), plan)
+    if (path/'part.json').exists(): return path
+    with _room(path), _resting(dictionary):
+        done = _begun(folder, plan, dictionary, store, chunk, cap)
+        with progress(total=plan['rows'][1]-plan['rows'][0], desc='index', unit='tok') as bar: _stream(done, dictionary, store, chunk, bar)
+        facts = _facts(done, dictionary, store, model, made, names)
+        if whole: return _finish(cls, path, [done], made, facts, facts['docs'], cap).attach(dictionary, model, store)
+        sweep(path)
+        write_json(path/'part.json', dict(version=VERSION, plan=plan, files=_files(path), **facts))
+        return path
 
-@patch(cls_method=True)
-def _finish(cls:FeatureIndex, path, done, dictionary, store, model, made):
+def _plan_of(folder):
+    "What an unfinished pass is of"
+    plan = read_json(folder/'pass.json').get('plan')
+    if plan is None: raise ValueError(f"{folder} was begun by another version of this program: delete it to begin anew")
+    return plan
+
+def _rows_of(part, n, chunk):
+    "Rows of the r-th of several parts; parts begin where chunks do, so that a row is encoded beside the same rows in any of them"
+    r,of = part or (0, 1)
+    if not 0<=r<of: raise ValueError(f"part must be (r, n) with r in 0..n-1, got {part}")
+    return [min(n, -(-n*k//of//chunk)*chunk) if k<of else n for k in (r, r+1)]
+
+def _features_of(features, d_sae):
+    lo,hi = features or (0, d_sae)
+    if not 0<=lo<hi<=d_sae: raise ValueError(f"features must be (lo, hi) with 0 <= lo < hi <= {d_sae}, got {features}")
+    return [int(lo), int(hi)]
+
+def _finished(index, plan, whole):
+    "An index that is there already, if it is the one asked for"
+    if not whole: raise ValueError(f"{index.path} holds a whole index, a part was asked for: choose another path")
+    _same(index.path, index.info, plan)
+    shutil.rmtree(index.path/'partial', ignore_errors=True); sweep(index.path) # left by a kill at the very end
+    return index
+
+def _finish(cls, path, passes, made, facts, docs, cap):
     "Sort, write the columns, and last of all index.json"
-    table = _token_table(model, done.column('tok'))
-    pairs = _columns(done, store, made, len(table), path)
-    why = _directions(dictionary, model, made, pairs, path)
-    _texts(store, table, path)
-    files = sorted(path.glob('*.npy'))
-    for f in files: fsync(f)
-    write_json(path/'index.json', dict(version=VERSION, name=getattr(dictionary, 'name', type(dictionary).__name__), site=made['site'], model=made['model'], d_sae=made['d_sae'], n_tokens=made['n_tokens'],
-               no_logits=why, made=made, files={f.name: [f.stat().st_size, crc32(f)] for f in files}))
+    done = _Joined(passes, writable(path/'partial'))
+    sweep(path)
+    some,every = _columns(done, made, facts['lead'], facts['n_table'], path, cap)
+    columns,missing = _activity(some, every, made)
+    ids,doc = np.unique(np.load(path/'ex_doc.npy'), return_inverse=True)
+    _save(path, columns|dict(ex_doc=doc.astype('u2' if len(ids)<=65536 else 'i4'))); _save_texts(path, 'doc', [docs[str(i)] for i in ids.tolist()])
+    write_json(path/'index.json', dict(version=VERSION, **{k: made[k] for k in ('site','model','d_sae','n_tokens')}, name=facts['name'], labels=facts['labels'], missing=facts['missing']|missing, made=made, files=_files(path)))
     shutil.rmtree(path/'partial')
     return cls(path)
 
-# %% ../nbs/70_index.ipynb #0b45934c
-@patch(as_prop=True)
-def n_active(self:FeatureIndex)->np.ndarray: # int64 [d_sae]
-    "Tokens on which each feature is active"
-    return self._col('n')
+# %% ../nbs/70_index.ipynb #d6ce8e97
+def _opened_part(path):
+    "A finished part's description; raises ValueError for anything else, or a damaged one"
+    path = Path(path)
+    if not (path/'part.json').is_file(): raise ValueError(f"{path} holds no finished part of an index: FeatureIndex.build with part=… or features=… makes one")
+    p = read_json(path/'part.json')
+    if p.get('version')!=VERSION: raise ValueError(f"{path} is a part of version {p.get('version')}; this sparsenb reads version {VERSION}: build it again")
+    for k,(size,crc) in p['files'].items():
+        if not (path/k).is_file() or (path/k).stat().st_size!=size or crc32(path/k)!=crc: raise ValueError(f"{path/k} is damaged; build the part again")
+    return p|dict(path=path, at=(*p['plan']['rows'], *p['plan']['features']))
 
-@patch(as_prop=True)
-def density(self:FeatureIndex)->np.ndarray: # float64 [d_sae]
-    "Share of tokens on which each feature is active"
-    return self._col('n')/self.n_tokens
+def _covered(parts):
+    "Raise ValueError unless the parts hold every feature of every row once"
+    made,next_row = parts[0]['plan']['made'],0
+    for a,b in sorted({p['at'][:2] for p in parts}):
+        if a!=next_row: raise ValueError(f"the parts {'overlap' if a<next_row else 'leave a gap'}: tokens {min(a, next_row):,} to {max(a, next_row):,}")
+        next_row,f = b,0
+        for lo,hi in sorted(p['at'][2:] for p in parts if p['at'][:2]==(a,b)):
+            if lo!=f: raise ValueError(f"the parts {'overlap' if lo<f else 'leave a gap'}: features {min(lo, f):,} to {max(lo, f):,} of tokens {a:,} to {b:,}")
+            f = hi
+        if f!=made['d_sae']: raise ValueError(f"features {f:,} to {made['d_sae']:,} of tokens {a:,} to {b:,} are in no part")
+    if next_row!=made['n_tokens']: raise ValueError(f"tokens {next_row:,} to {made['n_tokens']:,} are in no part")
 
-@patch(as_prop=True)
-def alive(self:FeatureIndex)->np.ndarray: # bool [d_sae]
-    "Features that are active anywhere"
-    return self._col('n')>0
-
-@patch(as_prop=True)
-def max_act(self:FeatureIndex)->np.ndarray: # float32 [d_sae]
-    "Largest value of each feature; 0 if dead"
-    return self._col('max')
-
-@patch(as_prop=True)
-def mean_act(self:FeatureIndex)->np.ndarray: # float64 [d_sae]
-    "Mean value of each feature when active; 0 if dead"
-    return self._col('sum')/np.maximum(self._col('n'), 1)
-
-@patch
-def density_interval(self:FeatureIndex, i:int)->tuple: # lo, hi
-    "95 % Wilson interval of a feature's density"
-    return wilson(int(self._col('n')[self._feature(i)]), self.n_tokens)
-
-@patch
-def histogram(self:FeatureIndex, i:int)->tuple: # edges float32 [n_bins+1], counts [n_bins]
-    "Counts of a feature's active values between equal steps from 0 to its largest"
-    i = self._feature(i)
-    return _edges(self._col('max')[i:i+1], self._col('hist').shape[1])[0], np.array(self._col('hist')[i], np.int64)
-
-@patch
-def quantiles(self:FeatureIndex, i:int)->np.ndarray: # float32 [n_quantiles+1], ascending; NaN if dead
-    "Exact quantiles of a feature's active values, from smallest to largest: `np.quantile(…, method='inverted_cdf')`"
-    g = self._col('group')[self._feature(i)]
-    return np.r_[g[-1,0], g[::-1,1]]
-
-@patch
-def bounds(self:FeatureIndex, i:int, group:int)->tuple: # smallest, largest; NaN if the group is empty
-    "Values between which a quantile group lies; group 0 is the strongest"
-    lo,hi = map(float, self._col('group')[self._feature(i), self._group(group)])
-    return (lo, hi) if lo==lo else (lo, lo)
-
-@patch
-def _group(self:FeatureIndex, group):
-    n = self.info['made']['n_quantiles']
-    if not 0<=group<n: raise IndexError(f"quantile group {group} of {n}: expected 0 (strongest) to {n-1}")
-    return group
-
-# %% ../nbs/70_index.ipynb #c920fe67
-@patch
-def token(self:FeatureIndex, t:int)->str:
-    "A token's text, raw"
-    if t not in self._token: self._token[t] = _unpack(self._col('token_text'), self._col('token_end'), t)
-    return self._token[t]
-
-@patch
-def _read(self:FeatureIndex, i, group, n=None):
-    "The examples of one feature and group, by rank"
-    (a,b),(t,_),(v,_) = (self._col(k)[i:i+2] for k in ('at_ex','at_tok','at_act'))
-    row,grp,peak,doc,n_tok,n_act = (np.array(self._col(f'ex_{k}')[a:b]).astype(int) for k in ('row','group','peak','doc','n_tok','n_act'))
-    t,v = t+np.cumsum(n_tok)-n_tok, v+np.cumsum(n_act)-n_act
-    out = []
-    for k in np.flatnonzero(grp==group)[:n]:
-        at,s = slice(t[k], t[k]+n_tok[k]),slice(v[k], v[k]+n_act[k])
-        values,ranks,on = np.zeros(n_tok[k], np.float32), np.full(n_tok[k], -1), self._col('act_at')[s]
-        values[on],ranks[on] = self._col('act_val')[s],self._col('act_rank')[s]
-        name = _unpack(self._col('doc_text'), self._col('doc_end'), doc[k])
-        out.append(Example([self.token(j) for j in self._col('tok')[at].tolist()], values, ranks, int(peak[k]), int(row[k]), name, group))
-    return out
-
-@patch
-def top(self:FeatureIndex, i:int, n:int=None)->list: # of Example
-    "A feature's strongest examples, strongest first"
-    most = self.info['made']['n_top']
-    if n is not None and not 0<=n<=most: raise ValueError(f"n = {n} top examples asked for, this index keeps {most}: build it with n_top={n}" if n>0 else f"n must not be negative, got {n}")
-    return self._read(self._feature(i), -1, n)
-
-@patch
-def examples(self:FeatureIndex, i:int,
-    group:int,  # quantile group: 0 the strongest
-)->list:        # of Example
-    "Examples drawn from one quantile group of a feature, by rank"
-    return self._read(self._feature(i), self._group(group))
-
-@patch
-def logits(self:FeatureIndex, i:int)->tuple: # tokens up, effects up, tokens down, effects down
-    "Next tokens a feature raises and lowers most: decoder row times unembedding, no final norm; empty without a model"
-    i,none = self._feature(i),np.zeros(0, np.float32)
-    if self.info['no_logits']: return [],none,[],none
-    up,down = ([self.token(int(t)) for t in self._col(k)[i]] for k in ('up_id','down_id'))
-    return up, np.array(self._col('up')[i]), down, np.array(self._col('down')[i])
-
-@patch
-def _others(self:FeatureIndex, ids, values, i, n):
-    i,most = self._feature(i),self._col(ids).shape[1]
-    if n is not None and n>most: raise ValueError(f"n = {n} asked for, this index keeps {most}: build it with n_near={n}")
-    j = np.array(self._col(ids)[i][:n])
-    return j[j>=0], np.array(self._col(values)[i][:n])[j>=0]
-
-@patch
-def neighbours(self:FeatureIndex, i:int, n:int=None)->tuple: # features [n], cosines [n]
-    "Features whose decoder rows point most nearly the same way"
-    return self._others('near_id', 'near_cos', i, n)
-
-@patch
-def partners(self:FeatureIndex, i:int, n:int=None)->tuple: # features, shares
-    "Features that fire together most: of the tokens on which either is active, the share on which both are"
-    return self._others('pair_id', 'pair_share', i, n)
-
-# %% ../nbs/70_index.ipynb #9beecfe1
-@patch
-def _matching(self:FeatureIndex, text):
-    "Which tokens a text means, bool [n_vocab]"
-    t = text.strip().lower()
-    if not hasattr(self, '_vocab'): self._vocab = [self.token(j).strip().lower() for j in range(len(self._col('token_end')))]
-    same = np.array([v==t for v in self._vocab], bool)
-    return same if same.any() else np.array([t in v for v in self._vocab], bool)
-
-@patch
-def search(self:FeatureIndex,
-    text:str,       # '12' or '#12' for a feature, else (part of) a token
-    n:int=50,       # at most so many
-)->list:            # features, best first; empty if nothing matches
-    "Features by number, by the token they are about, or by the token they raise"
-    if not text.strip(): return []
-    if m := re.fullmatch(r'\s*#?([0-9]{1,9})\s*', text):
-        if int(m[1])<self.d_sae: return [int(m[1])]
-        if '#' in text: return []
-    is_it = self._matching(text)
-    top = np.asarray(self._col('ex_group'))==-1
-    own = np.repeat(np.arange(self.d_sae), np.diff(self._col('at_ex')))
-    score = np.bincount(own[top], is_it[self._col('ex_token')[top]], self.d_sae)/np.maximum(np.bincount(own[top], minlength=self.d_sae), 1)
-    if not self.info['no_logits']: score += .5*is_it[self._col('up_id')].mean(1)
-    best = np.lexsort((-self.max_act, -score))[:n]
-    return best[score[best]>0].tolist()
-
-# %% ../nbs/70_index.ipynb #5c89af5f
-@patch
-def title(self:FeatureIndex, i:int)->str:
-    "What a feature is most often about: the commonest token of its strongest examples, raw"
-    a,b = self._col('at_ex')[self._feature(i):i+2]
-    t = self._col('ex_token')[a:b][self._col('ex_group')[a:b]==-1]
-    if not len(t): return 'dead'
-    ids,first,n = np.unique(t, return_index=True, return_counts=True)
-    return self.token(int(ids[np.lexsort((first, -n))[0]]))
-
-@patch
-def note(self:FeatureIndex, i:int)->str:
-    "One sentence on a feature about which there is little to know; empty for others"
-    n = int(self._col('n')[self._feature(i)])
-    if n==0: return f"Dead: not active on any of {self.n_tokens:,} tokens; more text may wake it."
-    if n==1: return f"Active on one of {self.n_tokens:,} tokens only: read the example, not the statistics."
-    if self.density[i]>self.dense_above: return f"Dense: active on {self.density[i]:.0%} of tokens, so its examples say little about what it means."
-    return ''
-
-@patch
-def _stats(self:FeatureIndex, i):
-    out = [('% of tokens active', *(100*float(v) for v in (self.density[i], *self.density_interval(i))), f'n = {self.n_tokens:,}')]
-    if self.alive[i]:
-        out += [('largest activation', float(self.max_act[i]), None, None, f'of {self.n_active[i]:,} active tokens'), ('mean when active', float(self.mean_act[i]), None, None, '')]
-    j,c = self.neighbours(i)
-    return (*out, ('nearest decoder cosine', float(c[0]), None, None, f'feature {j[0]}')) if len(j) else tuple(out)
-
-# %% ../nbs/70_index.ipynb #a553c79d
-@patch
-def _tokens(self:FeatureIndex, i, title, ex, caption):
-    return view('Tokens', title=title, rows=tuple(tuple(e.tokens) for e in ex), values=tuple(e.values for e in ex), labels=tuple(f'{e.value:.3g}' for e in ex),
-                peaks=tuple(e.peak for e in ex), vmax=float(self.max_act[i]) or None, caption=caption)
-
-@patch
-def _example_views(self:FeatureIndex, i):
-    "Top examples and each quantile group that has any"
-    n,q = int(self.n_active[i]),self.info['made']['n_quantiles']
-    if ex := self.top(i): yield self._tokens(i, 'Top', ex, f'top {len(ex)} of {n:,} active tokens')
-    for g in range(q):
-        if ex := self.examples(i, g):
-            lo,hi = self.bounds(i, g)
-            yield self._tokens(i, f'{lo:.3g} to {hi:.3g}', ex, f'{len(ex)} drawn from group {g+1} of {q}, strongest first; each holds {1/q:.0%} of the active tokens')
-
-@patch
-def _effects(self:FeatureIndex, title, tokens, values):
-    if self.info['no_logits']: return None
-    return view('Table', title=title, columns=('token','effect'), tokens=('token',), signed=True, rows=tuple((t, float(v)) for t,v in zip(tokens, values)),
-                caption='direct effect: decoder row times unembedding, no final norm')
-
-@patch
-def card(self:FeatureIndex, i:int):
-    "A feature's card, a view"
-    i = self._feature(i)
-    edges,counts = self.histogram(i)
-    if not self.alive[i]: edges = np.linspace(0, 1, len(edges))
-    u,uv,d,dv = self.logits(i)
-    rows = [(int(j), self.title(j), float(c), 'decoder cosine') for j,c in zip(*self.neighbours(i, min(5, self._col('near_id').shape[1])))]
-    rows += [(int(j), self.title(j), float(c), 'fire together') for j,c in zip(*self.partners(i, min(5, self._col('near_id').shape[1])))]
-    return view('Card', feature=i, title=self.title(i), stats=self._stats(i), note=self.note(i),
-        histogram=view('Histogram', title='Activation, when active', edges=edges, counts=counts, x_label='activation', caption=f'n = {self.n_active[i]:,} active tokens'),
-        up=self._effects('Raises these next tokens', u, uv), down=self._effects('Lowers these', d, dv),
-        examples=tuple(self._example_views(i)),
-        neighbours=view('Table', title='Nearest features', columns=('feature','about','value','by'), tokens=('about',), rows=tuple(rows)) if rows else None)
-
-@patch
-def dashboard(self:FeatureIndex):
-    "Browse the features in a live widget"
-    return widgets['feature_browser'](self)
+@patch(cls_method=True)
+def merge(cls:FeatureIndex,
+    parts,             # folders that `build` made with `part` or `features`
+    path:Path|str,     # folder of the whole index
+    cap:int=1_000_000, # as in `build`
+)->FeatureIndex:
+    "Join parts into the index that one `build` would have made, to the bit; the parts stay. Raises ValueError for parts that do not fit together"
+    parts,path = sorted(map(_opened_part, parts), key=lambda p: p['at']),Path(path)
+    if not parts: raise ValueError('no parts: folders made by FeatureIndex.build with part=… or features=… were expected')
+    for p in parts[1:]: _same(p['path'], p['plan']['made'], parts[0]['plan']['made'])
+    _covered(parts)
+    made,first = parts[0]['plan']['made'],parts[0]
+    if (path/'index.json').exists(): return _finished(cls(path), dict(made=made), True)
+    passes = [_Pass(p['path']/'partial') for p in parts]
+    if any(p.bounds!=passes[0].bounds for p in passes): raise ValueError('the parts cut the features differently: build all with the same chunk and cap')
+    with _room(path):
+        writable(path)
+        for k in first['files']: shutil.copyfile(first['path']/k, path/k)
+        n,have = max(p['n_ids'] for p in parts),first['n_table']
+        if n>have: _save_texts(path, 'token', [_unpack(np.load(path/'token_text.npy'), np.load(path/'token_end.npy'), i) for i in range(have)]+[f'<{i}>' for i in range(have, n)])
+        facts = first|dict(lead=max(p['lead'] for p in parts), n_table=max(n, have))
+        return _finish(cls, path, passes, made, facts, {k: v for p in parts for k,v in p['docs'].items()}, cap)

@@ -24,9 +24,21 @@ class ToyIndex:
 
     def __len__(self): return self.d_sae
     def title(self, i): return self.kinds[i*7%len(self.kinds)] if self.alive[i] else 'dead'
-    def search(self, text, n=50):
-        if text.strip().isdigit(): return [i for i in [int(text)] if i<self.d_sae]
-        return [i for i in range(self.d_sae) if text.strip() in self.title(i)][:n]
+    def search(self, text='', n=50, density=None):
+        lo,hi = density or (0, 1)
+        if text.strip().isdigit(): return [i for i in [int(text)] if i<self.d_sae and lo<=self.density[i]<=hi]
+        return [i for i in range(self.d_sae) if text.strip() in self.title(i) and lo<=self.density[i]<=hi][:n] if text.strip() or density else []
+
+    def has(self, panel): return panel!='effects'
+    def why(self, panel): return '' if self.has(panel) else 'dictionary and model not attached: `index.attach(dictionary, model)`'
+    def map(self): return np.random.default_rng(1).normal(size=(self.d_sae, 2)).astype(np.float32)
+    def logit_histogram(self, i): return np.linspace(-2, 2, 41, dtype=np.float32), np.random.default_rng(i).binomial(40, .5, 40)
+    def similar(self, i, by='decoder', n=10):
+        r = np.random.default_rng([i, ('decoder', 'encoder', 'co_activation', 'correlation').index(by)])
+        return r.choice(np.delete(np.arange(self.d_sae), i), n, replace=False).astype(np.int32), np.sort(r.random(n).astype(np.float32))[::-1]
+    def alignment(self, i, to='alignment'):
+        c = np.sort(np.random.default_rng(i).uniform(.1, .9, 5).astype(np.float32))[::-1]
+        return np.arange(5, dtype=np.int32)+i, c*(-1)**np.arange(5), c/40
 
     def _group(self, i, title, caption, top, n, seed):
         r = np.random.default_rng([i, seed])
