@@ -10,7 +10,10 @@ from sparsenb.metrics import evaluate
 from sparsenb.train import fit, Run, Callback, Progress
 from sparsenb.many import fit_many
 from sparsenb.stream import LiveStream
-from sparsenb.index import FeatureIndex
+from sparsenb.index import Directions, FeatureIndex
+from sparsenb.planner import plan, plan_collect, Forecast
+from sparsenb import jobs
+from sparsenb.jobs import run_reports
 from sparsenb.views import Table, Lines, Histogram, Tokens, Card
 from sparsenb.charts import Scatter, Heatmap
 from sparsenb.scoreboard import scoreboard, Scoreboard
