@@ -3,7 +3,7 @@ import argparse, json, os, platform, statistics, sys, time
 from datetime import date
 from pathlib import Path
 
-for k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ.setdefault(k, '1')
+for k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'NUMBA_NUM_THREADS'): os.environ.setdefault(k, '1')
 RESULTS = Path(__file__).parent/'results.jsonl'
 
 def machine()->str:
@@ -24,11 +24,34 @@ def ratio(times:dict, a:str, b:str)->float:
     "Median over the rounds of a/b"
     return statistics.median(x/y for x,y in zip(times[a], times[b]))
 
+def note(text:str):
+    "A line for the reader, where it does not disturb what is printed as JSON"
+    print(text, file=sys.stderr, flush=True)
+
+def own_options(p:argparse.ArgumentParser, argv=None)->tuple:
+    "A script's own options, and those left for `report`; -h shows both"
+    p.epilog = 'also: --json prints one object; --keep appends it to results.jsonl'
+    return p.parse_known_args(argv)
+
+def resident()->int:
+    "Bytes of this process that are in memory now, after giving back what is free"
+    import ctypes, gc, re
+    gc.collect()
+    try: ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError): pass # another C library
+    return 1024*int(re.search(r'VmRSS:\s*(\d+)', Path('/proc/self/status').read_text())[1])
+
+def peak_since(start:bool=False)->int:
+    "Bytes in memory at most since the last call with `start`, which also forgets what was before; raises OSError where the system does not tell"
+    import re
+    if start: Path('/proc/self/clear_refs').write_text('5')
+    return 1024*int(re.search(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())[1])
+
 def report(name:str, figures:dict, argv=None):
     "Print one table, or with --json one object; --keep appends it to results.jsonl with machine and date"
     p = argparse.ArgumentParser(name); p.add_argument('--json', action='store_true'); p.add_argument('--keep', action='store_true')
     a = p.parse_args(argv)
-    figures = {k: round(v, 4) if isinstance(v, float) else v for k,v in figures.items()}
+    figures = {k: (round(v, 4) if abs(v)>=.01 else float(f'{v:.3g}')) if isinstance(v, float) else v for k,v in figures.items()}
     if a.json: print(json.dumps(figures))
     else:
         print(f'{name} on {machine()}')
