@@ -339,9 +339,11 @@ def _fits(run, folder, meta, state):
         diff = '; '.join(f'{k}: {then.get(k)} there, {now.get(k)} now' for k in sorted({*now, *then}) if now.get(k)!=then.get(k))
         raise ValueError(f"{run.path} holds another run ({diff}): choose another path, or remove it")
     trained,other = _trained(run.dictionary),{'engine'} if hasattr(run.opt, 'load_extra_state') else set()
-    there = {k: [*v.shape] for k,v in state.items() if k.startswith(('model.','adam.'))} | {'trained': meta['trained']} | {k: '' for k in {k.split('.')[0] for k in state}-{'model','adam'}-other}
+    grown = {f'model.{n}' for n,_ in run.dictionary.named_buffers()} # a method may keep rows there: more of them as it goes on
+    size = lambda k,v: '' if k in grown else [*v.shape]
+    there = {k: size(k, v) for k,v in state.items() if k.startswith(('model.','adam.'))} | {'trained': meta['trained']} | {k: '' for k in {k.split('.')[0] for k in state}-{'model','adam'}-other}
     adam  = {f'adam.{n}.{k}': [*p.shape] if k!='step' else [] for n,p in trained.items() if _under(state, f'adam.{n}.') for k in ('step','exp_avg','exp_avg_sq')}
-    here  = {f'model.{k}': [*v.shape] for k,v in run.dictionary.state_dict().items()} | adam | {'trained': [*trained], 'rng': '', 'window': ''}
+    here  = {f'model.{k}': size(f'model.{k}', v) for k,v in run.dictionary.state_dict().items()} | adam | {'trained': [*trained], 'rng': '', 'window': ''}
     if diff := _differ(there, here): raise ValueError(f"{_by(folder, meta)}: what it holds is not what this training needs ({diff}); finish the run with that version, or choose another path")
 
 def _load(run)->bool: # whether there was one
