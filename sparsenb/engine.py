@@ -74,6 +74,7 @@ class Optimiser:
         self.dictionary,self.path,self.kernels = dictionary,path,kernels_for(path)
         trained = [p for p in dictionary.parameters() if p.requires_grad]
         self.adam = torch.optim.Adam(trained, lr=lr, betas=betas, eps=eps, fused=True)
+        self.steps = {} # of each matrix that is moved here
         self.by_rows = [] if path=='dense' else [p for p in (dictionary.W_enc, dictionary.W_dec) if p.requires_grad]
         for p in (dictionary.W_enc, dictionary.W_dec): p.kernels = self.kernels
         for p in self.by_rows: p.jobs,p.extra = [],[]
@@ -104,8 +105,9 @@ class Optimiser:
 def _moments(self:Optimiser, p):
     s = self.adam.state[p]
     if not s: s.update(step=torch.tensor(0., device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-    s['step'] += 1
-    return s
+    self.steps[p] = n = (self.steps[p] if p in self.steps else int(s['step']))+1 # reading it each time would wait for the device
+    s['step'].fill_(n)
+    return s,n
 
 def _extra(p):
     if len(p.extra)<2: return p.extra[0] if p.extra else None
@@ -119,8 +121,8 @@ def _move(self:Optimiser, p):
     unit,rows = p is d.W_dec and d.unit_decoder, (lambda t: t.t() if p is d.W_enc else t)
     if p.grad is not None: return self._whole(p, unit, rows)
     if not p.jobs and not p.extra: return
-    s = self._moments(p)
-    self.kernels.adam_rows(rows(p), rows(s['exp_avg']), rows(s['exp_avg_sq']), p.jobs, g['lr'], g['betas'], g['eps'], int(s['step']), unit=unit, extra=_extra(p))
+    s,n = self._moments(p)
+    self.kernels.adam_rows(rows(p), rows(s['exp_avg']), rows(s['exp_avg_sq']), p.jobs, g['lr'], g['betas'], g['eps'], n, unit=unit, extra=_extra(p))
 
 @patch
 def _whole(self:Optimiser, p, unit, rows):
