@@ -130,6 +130,7 @@ def _whole(self:Optimiser, p, unit, rows):
     for r,w,places in p.jobs: rows(p.grad).add_(self.kernels.gather(r, w, places))
     if p.extra: rows(p.grad).index_add_(0, *_extra(p))
     if unit: self.dictionary.project_decoder()
+    self.steps.pop(p, None) # torch counts this one
 
 @patch
 @torch.no_grad()
