@@ -66,11 +66,9 @@ def _codes(dictionary, x, start, keep, at_once=1<<24):
 
 @contextlib.contextmanager
 def _resting(dictionary):
-    "In evaluation mode, and choosing quickly, within the block"
-    from sparsenb.selection import screening
+    "In evaluation mode within the block"
     if training := getattr(dictionary, 'training', False): dictionary.eval()
-    try:
-        with screening(dictionary): yield
+    try: yield
     finally:
         if training: dictionary.train()
 
