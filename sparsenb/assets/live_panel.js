@@ -1,0 +1,115 @@
+// What the live panels share: text that stays text, numbers as people read them, a strip of tokens.
+const unseen = /[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]|\udb40[\udc00-\udc7f]/g
+const signs = { '\n': '↵', '\t': '⇥', '\r': '␍' }
+const sign = c => signs[c] ?? (c.codePointAt(0) < 256 ? '\\x' + c.charCodeAt(0).toString(16).padStart(2, '0') : '\\u' + c.codePointAt(0).toString(16).padStart(4, '0'))
+const visible = t => t.replace(unseen, sign)
+const about = t => visible(t.replace(/^ +| +$/g, '')) || '␣'.repeat(t.length) || '∅'
+const add = (parent, tag, cls, text) => {
+  const e = document.createElement(tag)
+  if (cls) e.className = cls
+  if (text !== undefined) e.textContent = text
+  return parent ? parent.appendChild(e) : e
+}
+const show = (v, digits = 4) => {
+  if (!Number.isFinite(v)) return Number.isNaN(v) ? '–' : v > 0 ? '∞' : '−∞'
+  const a = Math.abs(v)
+  const s = v && (a < 1e-4 || a >= 1e7) ? v.toExponential(2).replace('e+', 'e') : a >= 1000 ? Math.round(v).toLocaleString('en-US') : String(Number(v.toPrecision(digits)))
+  return s.replace('-', '−')
+}
+// Text with its unseen characters as faint signs; a line break may be followed by a real one
+const fill = (e, t) => {
+  let at = 0
+  e.replaceChildren()
+  for (const m of t.matchAll(unseen)) {
+    if (m.index > at) e.append(t.slice(at, m.index))
+    add(e, 'i', m[0] === '\n' ? 'w nl' : 'w', sign(m[0]))
+    at = m.index + m[0].length
+  }
+  if (at < t.length) e.append(t.slice(at))
+  if (t === '') add(e, 'i', 'w', '∅')
+  return e
+}
+const floats = view => { const b = new Uint8Array(view.buffer, view.byteOffset, view.byteLength).slice(); return new Float32Array(b.buffer, 0, b.byteLength >> 2) }
+// Keys typed into a field are the field's own
+const own = e => e.stopPropagation()
+const labelled = (parent, words, field) => {
+  const l = add(parent, 'label', 'snb-f')
+  add(l, 'span', '', words)
+  l.append(field)
+  return field
+}
+const number = (value, step, min) => {
+  const e = add(null, 'input')
+  e.type = 'number'; e.step = step; e.value = value
+  if (min !== undefined) e.min = min
+  e.addEventListener('keydown', own)
+  return e
+}
+
+// Rows of tokens: pointer, arrows and Enter reach each; `choose(row, position)` is told, `tip(row, position)` names one
+function strip(parent, label, { choose, tip, leave }) {
+  const grid = add(parent, 'div', 'snb-grid')
+  grid.setAttribute('role', 'grid'); grid.setAttribute('aria-readonly', 'true'); grid.setAttribute('aria-label', label)
+  let spans = [], at = [0, 0]
+  const build = (rows, labels = []) => {
+    spans = []; at = [0, 0]
+    grid.replaceChildren(...rows.map((row, i) => {
+      const line = add(null, 'div', labels.length ? 'snb-x' : 'snb-x one')
+      line.setAttribute('role', 'row')
+      if (labels.length) add(line, 'b', '', labels[i]).setAttribute('role', 'rowheader')
+      const text = add(line, 'span')
+      text.setAttribute('role', 'presentation')
+      spans.push(row.map((t, j) => {
+        const s = fill(add(text, 'span', 'k'), t)
+        s.dataset.at = i + ',' + j; s.tabIndex = -1; s.setAttribute('role', 'gridcell')
+        return s
+      }))
+      return line
+    }))
+    const first = spans.find(r => r.length)
+    if (first) first[0].tabIndex = 0
+  }
+  const paint = (values, vmax) => {
+    let k = 0
+    for (const row of spans) {
+      const mine = values.subarray(k, k += row.length), peak = mine.reduce((b, v, j) => Math.abs(v) > Math.abs(mine[b]) ? j : b, 0)
+      row.forEach((s, j) => {
+        const v = mine[j], w = vmax > 0 && v ? Math.round(8 + 72 * Math.min(1, Math.abs(v) / vmax)) : 0
+        s.classList.toggle('h', w > 0 && v > 0); s.classList.toggle('n', w > 0 && v < 0); s.classList.toggle('p', w > 0 && j === peak)
+        if (w) s.style.setProperty('--v', w + '%'); else s.style.removeProperty('--v')
+      })
+    }
+  }
+  const mark = places => {
+    const on = new Set(places.map(String))
+    for (const row of spans) for (const s of row) {
+      s.classList.toggle('sel', on.has(s.dataset.at))
+      if (on.has(s.dataset.at)) s.setAttribute('aria-selected', 'true'); else s.removeAttribute('aria-selected')
+    }
+  }
+  const place = s => s.dataset.at.split(',').map(Number)
+  const reach = (i, j) => {
+    const s = spans[i]?.[j]
+    if (!s) return
+    const old = spans[at[0]]?.[at[1]]
+    if (old) old.tabIndex = -1
+    at = [i, j]; s.tabIndex = 0; s.focus()
+  }
+  const last = i => (spans[i]?.length ?? 0) - 1
+  const moves = { ArrowRight: (i, j) => j < last(i) ? [i, j + 1] : [i + 1, 0], ArrowLeft: (i, j) => j ? [i, j - 1] : [i - 1, last(i - 1)], ArrowDown: (i, j) => [i + 1, Math.min(j, last(i + 1))], ArrowUp: (i, j) => [i - 1, Math.min(j, last(i - 1))], Home: i => [i, 0], End: i => [i, last(i)] }
+  const cell = e => e.target.closest('.k')
+  const name = e => { const s = cell(e); if (s) { const t = tip(...place(s)); s.title = t; s.setAttribute('aria-label', t) } }
+  grid.addEventListener('mouseover', name)
+  grid.addEventListener('focusin', name)
+  grid.addEventListener('click', e => { const s = cell(e); if (s) { reach(...place(s)); choose(...place(s)) } })
+  grid.addEventListener('keydown', e => {
+    const s = cell(e)
+    if (!s || e.altKey || e.ctrlKey || e.metaKey) return
+    if (moves[e.key]) reach(...moves[e.key](...place(s)))
+    else if (e.key === 'Enter' || e.key === ' ') choose(...place(s))
+    else if (e.key === 'Escape') leave?.()
+    else return
+    e.preventDefault(); e.stopPropagation()
+  })
+  return { grid, build, paint, mark }
+}
