@@ -1,0 +1,261 @@
+// The feature browser of a page without a kernel. What it shows lies in the page; every text goes through textContent.
+// `render`, `show`, `add` and `visible` come from tokens.js, which stands before this in the same function.
+const NS = new DOMParser().parseFromString('<svg></svg>', 'text/html').body.firstChild.namespaceURI
+const draw = (parent, tag, attrs, text) => {
+  const e = document.createElementNS(NS, tag)
+  for (const [k, v] of Object.entries(attrs)) e.setAttribute(k, v)
+  if (text !== undefined) e.textContent = text
+  return parent.appendChild(e)
+}
+const column = (text, Kind) => {
+  const s = atob(text), b = new Uint8Array(s.length)
+  for (let i = 0; i < s.length; i++) b[i] = s.charCodeAt(i)
+  return new Kind(b.buffer)
+}
+// What tokens.js asks of a widget's model
+const host = state => {
+  const on = {}
+  return {
+    get: k => state[k], save_changes() {}, send() {}, off() {},
+    set(k, v) { state[k] = v; for (const f of on['change:' + k] ?? []) f() },
+    on(names, f) { for (const n of names.split(' ')) (on[n] ??= []).push(f) },
+  }
+}
+const about = t => visible(t.trim()) || (t ? '␣'.repeat(Math.min(t.length, 5)) : '∅')
+const button = (parent, text, name, act) => {
+  const b = add(parent, 'button', 'snb-bt', text)
+  b.type = 'button'; b.setAttribute('aria-label', name); b.title = name
+  b.addEventListener('click', act)
+  return b
+}
+const choice = (parent, name, values, act) => {
+  const box = add(parent, 'span', 'snb-ch')
+  box.setAttribute('role', 'group'); box.setAttribute('aria-label', name)
+  const all = values.map(v => button(box, v, name + ': ' + v, () => act(v)))
+  return v => all.forEach((b, i) => b.setAttribute('aria-pressed', values[i] === v))
+}
+
+// The examples of one feature, out of its columns; the sparse values are spread once
+const examples = (f, texts) => {
+  const lengths = column(f.lengths, Uint16Array), peaks = column(f.peaks, Int16Array), ids = column(f.ids, f.wide ? Uint32Array : Uint16Array)
+  const at = column(f.at, Uint32Array), val = column(f.values, Float32Array), all = new Float32Array(ids.length)
+  at.forEach((p, i) => { all[p] = val[i] })
+  let from = 0, row = 0
+  return f.groups.map(([title, n]) => ({ title, rows: Array.from({ length: n }, () => {
+    const to = from + lengths[row], r = { tokens: Array.from(ids.subarray(from, to), t => texts[t]), values: all.subarray(from, to), peak: peaks[row], label: f.labels[row] }
+    from = to; row++
+    return r
+  }) }))
+}
+const snippet = (r, left = 5, right = 3) => {
+  if (r.peak < 0) return r
+  const a = Math.max(0, r.peak - left), b = r.peak + right + 1
+  return { ...r, tokens: r.tokens.slice(a, b), values: r.values.slice(a, b), peak: r.peak - a }
+}
+
+// Bars that can be dragged over; `told` gets [low, high], or null for a click
+const bars = (parent, h, name, told) => {
+  const W = 300, H = 92, n = h.counts.length, lo = h.ends[0], hi = h.ends[1], top = Math.max(1, ...h.counts)
+  const svg = draw(parent, 'svg', { viewBox: `0 0 ${W} ${H}`, role: 'img', 'aria-label': `${name}, from ${show(lo, 3)} to ${show(hi, 3)}, at most ${top.toLocaleString('en-US')} in a bar` })
+  const x = v => 4 + (v - lo) / (hi - lo || 1) * (W - 8), y = c => 74 - c / top * 60
+  const rects = h.counts.map((c, i) => {
+    const a = lo + (hi - lo) * i / n, b = lo + (hi - lo) * (i + 1) / n
+    if (!c) return null
+    const r = draw(svg, 'rect', { x: x(a).toFixed(1), y: Math.min(y(c), 73).toFixed(1), width: Math.max(.6, x(b) - x(a) - 1).toFixed(1), height: Math.max(.7, 74 - y(c)).toFixed(1), class: 'bar f0' })
+    draw(r, 'title', {}, `${show(a, 3)} to ${show(b, 3)}: ${c.toLocaleString('en-US')}`)
+    return [r, a, b]
+  }).filter(Boolean)
+  draw(svg, 'line', { x1: 4, x2: W - 4, y1: 74.5, y2: 74.5, class: 'rule' })
+  for (const [v, anchor] of [[lo, 'start'], [(lo + hi) / 2, 'middle'], [hi, 'end']]) draw(svg, 'text', { x: x(v), y: 87, 'text-anchor': anchor, 'font-size': 10 }, show(v, 3))
+  draw(svg, 'text', { x: 4, y: 9, 'font-size': 9 }, top.toLocaleString('en-US'))
+  if (!told) return () => {}
+  const band = draw(svg, 'rect', { y: 12, height: 62, class: 'snb-band', x: 0, width: 0 })
+  const value = e => { const r = svg.getBoundingClientRect(); return Math.min(hi, Math.max(lo, lo + ((e.clientX - r.left) / r.width * W - 4) / (W - 8) * (hi - lo))) }
+  let from = null
+  svg.classList.add('snb-drag')
+  svg.addEventListener('pointerdown', e => { from = value(e); svg.setPointerCapture(e.pointerId); e.preventDefault() })
+  svg.addEventListener('pointermove', e => { if (from !== null) mark([Math.min(from, value(e)), Math.max(from, value(e))]) })
+  svg.addEventListener('pointerup', e => {
+    if (from === null) return
+    const ends = [Math.min(from, value(e)), Math.max(from, value(e))]
+    from = null
+    told(ends[1] - ends[0] > (hi - lo) / 100 ? ends : null)
+  })
+  const mark = ends => {
+    band.setAttribute('x', ends ? x(ends[0]) : 0); band.setAttribute('width', ends ? x(ends[1]) - x(ends[0]) : 0)
+    for (const [r, a, b] of rects) r.setAttribute('opacity', !ends || b > ends[0] && a < ends[1] ? 1 : .3)
+  }
+  return mark
+}
+
+// A token that stands alone: the spaces at its ends are shown
+const alone = (cell, t) => {
+  const [, a, body, b] = /^( *)(.*?)( *)$/s.exec(t)
+  if (a) add(cell, 'i', 'w', '␣'.repeat(a.length))
+  if (body || !t) fill(cell, body)
+  if (b) add(cell, 'i', 'w', '␣'.repeat(b.length))
+}
+
+const effects = (parent, title, rows, texts) => {
+  const box = add(parent, 'div')
+  add(box, 'div', 'snb-h', title)
+  if (!rows) { add(box, 'div', 'snb-c', 'Unknown: the index was built without a model.'); return }
+  const table = add(box, 'table', 'snb-t'), body = add(table, 'tbody')
+  table.setAttribute('aria-label', title)
+  for (const [t, v] of rows) {
+    const tr = add(body, 'tr')
+    alone(add(tr, 'td', 'm'), texts[t])
+    add(tr, 'td', 'r ' + (v < 0 ? 'neg' : 'pos'), (v > 0 ? '+' : '') + show(v, 3))
+  }
+}
+
+const start = root => {
+  root.dataset.on = '1'
+  const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent), texts = data.texts
+  const byId = new Map(data.features.map(f => [f.id, f]))
+  const app = add(null, 'div', 'snb-st')
+  const left = add(app, 'div', 'snb-st-l'), main = add(app, 'div', 'snb-st-m'), right = add(app, 'aside', 'snb-st-r')
+  right.setAttribute('aria-label', 'features like this one')
+
+  add(left, 'div', 'snb-h', visible(data.title))
+  const find = add(left, 'input')
+  find.type = 'search'; find.placeholder = 'number, token or text'; find.setAttribute('aria-label', 'search features by number, token or text')
+  const order = add(left, 'select')
+  order.setAttribute('aria-label', 'order of the list')
+  for (const o of ['as chosen', 'by number', 'most often active', 'least often active', 'strongest', ...(data.noted ? ['bookmarked first'] : [])]) add(order, 'option', '', o).value = o
+  const list = add(left, 'div', 'snb-st-rows'), count = add(left, 'div', 'snb-c')
+  list.setAttribute('role', 'listbox'); list.tabIndex = 0; list.setAttribute('aria-label', data.title); count.setAttribute('aria-live', 'polite')
+  const sorts = { 'by number': (a, b) => a.id - b.id, 'most often active': (a, b) => b.density - a.density, 'least often active': (a, b) => a.density - b.density, 'strongest': (a, b) => b.max - a.max, 'bookmarked first': (a, b) => (b.mark ?? 0) - (a.mark ?? 0) }
+  const uid = 'snb-st' + document.querySelectorAll('.snb-st').length
+
+  let now = null, shown = data.features, group = 'Top', look = 'Stacked', ends = null, groups = [], mark = () => {}
+  const words = new Map()
+  const said = f => {  // what a search looks through
+    if (!words.has(f.id)) words.set(f.id, `${f.id} ${f.title} ${f.label ?? ''} ${f.said ?? ''} ${(f.up ?? []).map(([t]) => texts[t]).join(' ')}\n${examples(f, texts)[0]?.rows.map(r => r.tokens.join('')).join('\n') ?? ''}`.toLowerCase())
+    return words.get(f.id)
+  }
+  const fillList = () => {
+    const q = find.value.trim().toLowerCase()
+    shown = data.features.filter(f => !q || (/^#?\d+$/.test(q) ? String(f.id) === q.replace('#', '') : said(f).includes(q)))
+    if (sorts[order.value]) shown = [...shown].sort(sorts[order.value])
+    list.replaceChildren(...shown.map(f => {
+      const r = add(null, 'div', 'snb-st-row')
+      r.id = uid + '-' + f.id; r.dataset.id = f.id; r.setAttribute('role', 'option')
+      add(r, 'b', '', String(f.id)); add(r, 'span', f.label ? 'name' : '', (f.mark ? '★ ' : '') + (f.label ? visible(f.label) : about(f.title)))
+      const bar = add(r, 'i'); bar.style.width = Math.round(2 + 38 * Math.min(1, Math.max(0, (Math.log10(Math.max(f.density, 1e-6)) + 6) / 6))) + 'px'
+      r.title = `${f.id} ${about(f.label || f.title)}, active on ${show(100 * f.density, 3)} % of tokens`
+      return r
+    }))
+    count.textContent = shown.length ? `${shown.length} of ${data.features.length} features on this page` : `Nothing on this page matches “${visible(find.value.trim())}”.`
+    point()
+    if (shown.length && !shown.includes(now)) choose(shown[0].id)
+  }
+  const point = () => {
+    list.removeAttribute('aria-activedescendant')
+    for (const r of list.children) {
+      const it = now && Number(r.dataset.id) === now.id
+      r.setAttribute('aria-selected', Boolean(it))
+      if (it) { list.setAttribute('aria-activedescendant', r.id); list.scrollTop += Math.min(0, r.offsetTop - list.scrollTop - 4) + Math.max(0, r.offsetTop + r.offsetHeight - list.scrollTop - list.clientHeight + 4) }
+    }
+  }
+  const step = d => { const i = shown.indexOf(now), f = shown[i < 0 ? 0 : Math.min(shown.length - 1, Math.max(0, i + d))]; if (f) choose(f.id) }
+
+  const bar = add(main, 'div', 'snb-st-top')
+  button(bar, '‹ Previous', 'previous feature', () => step(-1)); button(bar, 'Next ›', 'next feature', () => step(1))
+  const head = add(bar, 'div', 'snb-n')
+  head.setAttribute('role', 'heading'); head.setAttribute('aria-level', '3'); head.setAttribute('aria-live', 'polite')
+  const body = add(main, 'div'), pick = add(main, 'div', 'snb-st-pick')
+  const groupIs = choice(pick, 'examples', ['Top', 'By quantile', 'In range'], v => { group = v; paint() })
+  const lookIs = choice(pick, 'view', ['Stacked', 'Snippet', 'Full'], v => { look = v; paint() })
+  const range = add(pick, 'span', 'snb-st-range')
+  const [lo, hi] = ['from', 'to'].map(n => { const l = add(range, 'label', '', n + ' '), i = add(l, 'input'); i.type = 'number'; i.step = 'any'; i.addEventListener('change', () => { ends = [Number(lo.value), Number(hi.value)]; paint() }); return i })
+  const model = host({ rows: [], values: null, labels: [], peaks: [], heads: [], vmax: 0, title: '', caption: '', empty: '', breaks: false, selected: [], hovered: [], version: 0 })
+  const place = add(main, 'div')
+  render({ model, el: place })
+
+  const rows = () => {
+    const all = group === 'Top' ? groups.slice(0, 1) : group === 'By quantile' ? groups.slice(1) : [chosen()]
+    return look === 'Snippet' ? all.map(g => ({ ...g, rows: g.rows.map(r => snippet(r)) })) : all
+  }
+  const chosen = () => {
+    const [a, b] = ends ?? now.histogram?.ends ?? [-Infinity, Infinity], seen = new Set(), out = []
+    for (const r of groups.flatMap(g => g.rows)) {
+      const v = r.values[r.peak], key = v + '|' + r.peak + '|' + r.tokens.join('\u0000')
+      if (v >= a && v <= b && !seen.has(key)) { seen.add(key); out.push(r) }
+    }
+    return { title: `${out.length} of the stored examples, from ${show(a, 3)} to ${show(b, 3)}`, rows: out.sort((p, q) => q.values[q.peak] - p.values[p.peak]) }
+  }
+  const paint = () => {
+    groupIs(group); lookIs(look); range.hidden = group !== 'In range'
+    mark(group === 'In range' ? ends : null)
+    const shownNow = rows(), flat = shownNow.flatMap(g => g.rows), heads = []
+    let n = 0
+    for (const g of shownNow) { if (g.rows.length) heads.push([n, g.title]); n += g.rows.length }
+    const values = new Float32Array(flat.reduce((s, r) => s + r.tokens.length, 0))
+    flat.reduce((s, r) => { values.set(r.values, s); return s + r.tokens.length }, 0)
+    for (const [k, v] of Object.entries({ selected: [], rows: flat.map(r => r.tokens), labels: flat.map(r => r.label), peaks: flat.map(r => r.peak), heads, values, vmax: now.vmax, breaks: look === 'Full',
+      empty: now.note || (group === 'In range' ? 'No stored example lies in this range; choose a wider one.' : 'No examples: the feature was never active on the indexed tokens.') })) model.set(k, v)
+    model.set('version', model.get('version') + 1)
+    place.classList.toggle('snb-snip', look === 'Snippet')
+  }
+
+  const choose = id => {
+    const f = byId.get(id)
+    if (!f) return
+    now = f; ends = null
+    if (group === 'In range') group = 'Top'
+    groups = examples(f, texts)
+    head.dataset.card = f.id; head.replaceChildren(String(f.id)); add(head, 'span', '', (f.mark ? '★ ' : '') + (f.label ? visible(f.label) : about(f.title)))
+    body.replaceChildren(); right.replaceChildren(); mark = () => {}
+    if (f.note) add(body, 'div', 'snb-c', visible(f.note))
+    if (f.said) add(body, 'div', 'snb-said', visible(f.said))
+    const stats = add(body, 'div', 'snb-s')
+    for (const [label, v, a, b, note] of f.stats) {
+      const d = add(stats, 'div'), big = add(d, 'b', '', (typeof v === 'number' ? show(v, 3) : visible(v ?? '–')) + (label.startsWith('% ') ? ' %' : ''))
+      if (a !== null) add(big, 'small', '', ` [${show(a, 3)}, ${show(b, 3)}]`)
+      d.append(visible(label.replace(/^% /, '') + (note ? ', ' + note : '')))
+    }
+    const charts = add(body, 'div', 'snb-g')
+    if (f.histogram) {
+      const box = add(charts, 'div')
+      add(box, 'div', 'snb-h', f.histogram.counts.some(c => c) ? 'Activation (drag to choose)' : 'Activation, when active: never, so there is nothing to count.')
+      if (f.histogram.counts.some(c => c)) mark = bars(box, f.histogram, 'activation, when active', e => { ends = e; group = e ? 'In range' : 'Top'; if (e) [lo.value, hi.value] = e.map(v => v.toPrecision(4)); paint() })
+      if (f.effects) { add(box, 'div', 'snb-h', 'Direct effect on all tokens'); bars(box, f.effects, 'direct effects') }
+      ;[lo.value, hi.value] = f.histogram.ends.map(v => v.toPrecision(4))
+    }
+    if ('up' in f) { effects(charts, 'Raises these next tokens', f.up, texts); effects(charts, 'Lowers these', f.down, texts) }
+    for (const [title, near] of f.near ?? []) {
+      add(right, 'div', 'snb-h', visible(title))
+      const table = add(right, 'table', 'snb-t'), tb = add(table, 'tbody')
+      table.setAttribute('aria-label', title)
+      for (const [j, t, v] of near) {
+        const tr = add(tb, 'tr'), cell = add(tr, 'td')
+        if (byId.has(j)) button(cell, String(j), 'show feature ' + j, () => { if (!shown.includes(byId.get(j))) { find.value = ''; fillList() } choose(j) })
+        else { cell.textContent = j; cell.title = 'not on this page' }
+        if (t !== null) { const c = add(tr, 'td', 'm', about(t)); c.title = c.textContent }
+        add(tr, 'td', 'r', v.toFixed(2).replace('-', '−'))
+      }
+    }
+    right.hidden = !f.near?.length; app.classList.toggle('alone', right.hidden)
+    pick.hidden = place.hidden = !f.groups
+    point(); if (f.groups) paint()
+  }
+
+  let wait = 0
+  find.addEventListener('input', () => { clearTimeout(wait); wait = setTimeout(fillList, 120) })
+  find.addEventListener('keydown', e => { if (e.key === 'Escape') find.value = ''; else if (e.key !== 'Enter') return; clearTimeout(wait); fillList(); list.focus(); e.preventDefault() })
+  order.addEventListener('change', fillList)
+  list.addEventListener('click', e => { const r = e.target.closest('.snb-st-row'); if (r) { list.focus(); choose(Number(r.dataset.id)) } })
+  app.addEventListener('keydown', e => {
+    if (e.altKey || e.ctrlKey || e.metaKey || e.target.closest('input,select,[role=grid]')) return
+    const d = { ArrowLeft: -1, ArrowRight: 1 }[e.key] ?? (e.target === list ? { ArrowUp: -1, ArrowDown: 1 }[e.key] : undefined)
+    if (d) step(d)
+    else if (e.key === '/') { find.focus(); find.select() }
+    else return
+    e.preventDefault()
+  })
+  add(app, 'div', 'snb-c snb-st-foot', 'Keys: ← → feature, ↑ ↓ in the list, / search; in the examples arrows walk tokens, Enter chooses one.')
+  root.replaceChildren(app)
+  fillList()
+}
+for (const root of document.querySelectorAll('.snb-static:not([data-on])')) start(root)
