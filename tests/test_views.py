@@ -177,7 +177,7 @@ def test_neighbours_are_split_by_kind():
 
 
 def test_views_and_widgets_stay_light(root):
-    for f in ('views.py', 'widgets/tokens.py', 'widgets/feature_browser.py'):
+    for f in ('views.py', 'widgets/tokens.py', 'widgets/feature_browser.py', 'widgets/feature_card.py', 'widgets/feature_map.py', 'widgets/feature_compare.py', 'widgets/live_prompt.py', 'widgets/steering.py'):
         tree = ast.parse((root/'sparsenb'/f).read_text())
         names = {n.name.split('.')[0] for x in tree.body if isinstance(x, ast.Import) for n in x.names} | {x.module.split('.')[0] for x in ast.walk(tree) if isinstance(x, ast.ImportFrom) and x.module and not x.level}
         assert not names&{'torch', 'plotly', 'pandas', 'matplotlib'}, (f, names)
@@ -203,25 +203,46 @@ def test_browser_follows_its_feature():
     b = widgets['feature_browser'](ToyIndex())
     assert b.feature==0
     b._told(dict(choose=31))
-    assert (b.feature, b.list.feature)==(31, 31) and '>31<' in b.head.value and b.tokens.heads[0][1]=='top 12 of 4,201 active tokens'
+    assert (b.feature, b.list.feature, b.view.feature, b.map.feature)==(31, 31, 31, 31) and b.view.head['groups']['-1']=='top 12 of 4,201 active tokens'
     b._told(dict(step=-1))
     assert b.feature==29  # 30 is dead and hidden
     b._told(dict(choose=10**9))
     assert b.feature==29
     with pytest.raises(ValueError, match='feature 300 does not exist: the index holds 0 to 299'): b.feature = 300
     b.group = 'By quantile'
-    assert len(b.tokens.heads)==10 and b.group==b.pick.value
-    b._brush((0., b.card().vmax/2))
-    assert b.group=='Chosen' and 0<len(b.tokens.rows) and max(map(float, b.tokens.labels))<=b.card().vmax/2
+    assert len(b.view.head['groups'])==11 and b.group==b.view.group
+    b.chosen,b.group = [0., b.card().vmax/2], 'Chosen'
+    assert b.view.chosen==b.chosen and b.view.group=='Chosen'
     b.feature = 40
-    assert b.chosen==() and b.group=='Top'
+    assert b.chosen==[] and b.group=='Top'
+
+def test_a_card_carries_its_examples_exactly():
+    x = ToyIndex(); c,w = x.card(31),widgets['feature_card'](x, 31)
+    tok,n,peak,group = (w._column(k) for k in ('tok', 'ex_n_tok', 'ex_peak', 'ex_group'))
+    rows = [r for e in c.examples for r in e.rows]
+    assert [w.head['texts'][t] for t in tok]==[t for r in rows for t in r] and n.tolist()==[len(r) for r in rows]
+    assert peak.tolist()==[p for e in c.examples for p in e.peaks] and group.tolist()==[g-1 for g,e in enumerate(c.examples) for _ in e.rows]
+    for k,v in enumerate(v for e in c.examples for v in e.values):
+        for j in (0, int(peak[k]), len(v)-1):
+            w.selected = [k, j]
+            assert w.token()==(rows[k][j], np.float32(v[j]))
+
+def test_a_rectangle_of_the_map_narrows_the_list():
+    x = ToyIndex(); b = widgets['feature_browser'](x); p = x.map()
+    b.map.brush = [0., 0., 1., 1.]
+    want = [i for i in range(300) if x.alive[i] and (p[i]>=0).all() and (p[i]<=1).all()]
+    assert b._ids.tolist()==want and [r[0] for r in b.list.rows]==want and np.flatnonzero(np.frombuffer(b.map.lit, np.uint8)).tolist()==want and b.list.narrowed
+    b.list.density = [.001, 1.]
+    assert b._ids.tolist()==[i for i in want if x.density[i]>=.001]
+    b._told(dict(free=True))
+    assert not b.list.narrowed and b.map.brush==[]
 
 def test_browser_searches_and_orders():
     x = ToyIndex(); b = widgets['feature_browser'](x, window=20)
     b.list.query = x.title(50).strip()
     assert 50 in b._ids and all(x.title(50).strip() in x.title(i) for i in b._ids)
     b.list.query = '13'
-    assert b.feature==13 and b.tokens.empty.startswith('Dead')
+    assert b.feature==13 and b.view.head['empty'].startswith('Dead')
     b.list.query = '\u202e'
     assert b.list.rows==[] and b.list.empty==r"Nothing matches “\u202e”."
     b.list.query = ''
@@ -229,14 +250,22 @@ def test_browser_searches_and_orders():
     assert b.list.rows[0][0]==x.max_act.argmax() and len(b.list.rows)==20
     b.feature = int(b._ids[150])  # the window follows
     assert b.feature in [r[0] for r in b.list.rows]
-    b.list.alive_only = False
+    b.list.kind = 'all'
     assert len(b._ids)==300
+    b.list.order = 'by name'
+    names = [x.title(i).strip().lower() for i in b._ids]
+    assert names==sorted(names)
+    b.feature = 40; b.note(label='my own', bookmark=True)
+    b.list.order = 'bookmarked first'
+    assert b._ids[0]==40 and b.list.rows[0][1::2]==['my own', True]
+    b.list.query = 'MY OW'
+    assert b._ids.tolist()==[40]
     assert '<script' not in b._repr_mimebundle_()['text/html'] and 'data-card="7"' in b.static([7, 8]).html()
 
 def test_an_index_of_dead_features_is_not_blank():
-    x = ToyIndex(5); x.alive[:] = False; x.density[:] = 0; x.max_act[:] = 0
+    x = ToyIndex(20); x.alive[:] = False; x.density[:] = 0; x.max_act[:] = 0
     b = widgets['feature_browser'](x)
-    assert 'Every feature is dead' in b.list.empty and b.feature==0 and b.tokens.empty.startswith('Dead')
+    assert 'Every feature is dead' in b.list.empty and b.feature==0 and b.view.head['empty'].startswith('Dead')
     x.d_sae = 0
     with pytest.raises(ValueError, match='holds no features'): widgets['feature_browser'](x)
 

@@ -1,5 +1,5 @@
 "The widgets in JupyterLab: what is clicked reaches the kernel, what the kernel sets is drawn, hostile text stays text"
-import json, time
+import time
 import pytest
 from sparsenb.views import Lines, Table, card_browser, page
 from toy_index import HOSTILE, ToyIndex
@@ -12,56 +12,9 @@ from sparsenb.views import Tokens'''
 SHOWN = "() => document.querySelector('.snb-browser .snb-n')?.firstChild.textContent"
 def side_closed(nb): nb.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
 def theme(nb, name): nb.evaluate("name => jupyterapp.commands.execute('apputils:change-theme', {theme: name})", f'JupyterLab {name}')
-def shown(nb, i): nb.wait_for_function(f"({SHOWN})()==='{i}' && document.querySelector('.snb-left [aria-selected=true]')?.dataset.id==='{i}'")
 
 @pytest.fixture
 def start(root): return START.format(tests=str(root/'tests'))
-
-
-def test_feature_browser(notebook, start):
-    nb = notebook([start, "b = widgets['feature_browser'](ToyIndex())\nb"], size=(1400, 1000))
-    side_closed(nb)
-    nb.run_all(120)
-    nb.wait_for_selector('.snb-browser .snb-grid .k.p')
-    shown(nb, 0)
-    first = nb.inner_text('.snb-grid .snb-x')
-    nb.click('.snb-left [data-id="31"]')                     # a row of the list
-    shown(nb, 31)
-    assert nb.python('b.feature')=='31' and nb.inner_text('.snb-grid .snb-x')!=first
-    nb.click('.snb-browser button:has-text("Next")')         # a button
-    shown(nb, 32)
-    nb.focus('.snb-left [role=listbox]')                     # keys
-    for key in ('ArrowRight', 'ArrowDown', 'ArrowLeft'): nb.keyboard.press(key)
-    shown(nb, 33)
-    assert nb.evaluate('jupyterapp.shell.currentWidget.content.activeCellIndex') in (0, 1)
-    nb.keyboard.press('/')
-    nb.keyboard.type('44'); nb.keyboard.press('Enter')       # search
-    shown(nb, 44)
-    near = ToyIndex().card(44).neighbours.rows[1][0]
-    nb.click(f'.snb-right [data-id="{near}"]')               # a neighbour
-    nb.wait_for_function(f"({SHOWN})()==='{near}'")
-    nb.python("b.list.query = ''; b.feature = 35")           # the kernel
-    shown(nb, 35)
-    nb.click('.snb-pick button:has-text("By quantile")')
-    nb.wait_for_function("document.querySelectorAll('.snb-grid .snb-q').length===10")
-    assert nb.python('b.group')=="'By quantile'"
-    nb.shot('feature_browser')
-    nb.wait_for_function("(() => { const s = document.querySelector('.snb-charts .main-svg'); return s && s.clientWidth <= s.closest('.snb-charts').clientWidth/2 })()")
-    box = nb.locator('.snb-charts .nsewdrag').first.bounding_box() # dragging over the figure
-    nb.mouse.move(box['x']+.5*box['width'], box['y']+30); nb.mouse.down()
-    for f in (.6, .8, .98): nb.mouse.move(box['x']+f*box['width'], box['y']+40)
-    nb.mouse.up()
-    nb.wait_for_function("/stored examples, from/.test(document.querySelector('.snb-grid .snb-q')?.textContent)")
-    lo,hi,top = json.loads(nb.python('print([*b.chosen, b.card().vmax])'))
-    assert .4*top<lo<.6*top<hi<=top
-    faint = "[...document.querySelectorAll('.snb-charts .bars .point path')].filter(p => +getComputedStyle(p).opacity < .5).length"
-    nb.wait_for_function(f"{faint} > 9")
-    nb.shot('feature_browser_chosen')
-    nb.python('b.feature = 36')                              # another feature starts afresh
-    nb.wait_for_function(f"{faint} === 0 && !document.querySelector('.snb-charts .selectionlayer path')")
-    nb.python('b.feature = 13')                              # a dead one
-    nb.wait_for_function("/^Dead: not active/.test(document.querySelector('.snb-grid').textContent)")
-    assert nb.fetched==[] and nb.complaints==[]
 
 
 def test_themes_and_narrow_cells(notebook, start):
