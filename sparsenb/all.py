@@ -7,10 +7,16 @@ from sparsenb.store import ActivationStore
 from sparsenb.dictionary import Dictionary, Codes, Step, load_dictionary
 from sparsenb.convert import read_dictionary, write_dictionary, convert
 from sparsenb.metrics import evaluate
+from sparsenb.probing import holdout
 from sparsenb.train import fit, Run, Callback, Progress
 from sparsenb.many import fit_many
 from sparsenb.stream import LiveStream
 from sparsenb.index import Directions, FeatureIndex
+from sparsenb.notes import Notes
+from sparsenb.prompts import prompt_features, shared_features
+from sparsenb.steering import Steering, Change
+from sparsenb.static import static_browser
+from sparsenb.export import export_figure, export_numbers, export_neuronpedia
 from sparsenb.planner import plan, plan_collect, Forecast
 from sparsenb import jobs
 from sparsenb.jobs import run_reports
