@@ -162,7 +162,7 @@ def _notes(notes, index):
     if getattr(index, 'notes', None) is not None: return index.notes
     return Notes(f'{Path(index.path).absolute().parent.name}-{Path(index.path).name}.notes.jsonl') if hasattr(index, 'path') else Scratch()
 
-_live = (('Prompt', lambda index, browser: widgets['live_prompt'](index, browser=browser)),
+_live = (('Prompt', lambda index, browser: widgets['live_prompt'](index, feature=browser.feature, browser=browser)),
          ('Steer', lambda index, browser: widgets['steering'](index, browser.feature)))
 
 @widgets
