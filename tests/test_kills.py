@@ -1,5 +1,5 @@
 "Killed with SIGKILL anywhere, the same call gives the bits of an unbroken run: training, indexing, evaluating"
-import csv, json, os, shutil, signal, sys
+import csv, json, os, shutil, signal, sys, time
 from pathlib import Path
 import pytest, torch
 import sparsenb.core as core, sparsenb.train as train
@@ -46,7 +46,7 @@ def index(store, path, chunk=23, loud=True):
     d = dictionaries['topk'](s.d_in, 64, k=8)
     real = d.codes
     def codes(x):
-        if loud: say(len(x))
+        if loud: say(len(x)); time.sleep(.01) # else a quick machine is done before it can be killed often
         return real(x)
     d.codes = codes
     FeatureIndex.build(d, s, 'stdlib-4l', path=path, n_top=5, n_quantiles=3, n_per_quantile=2, context=(6, 3), chunk=chunk)
