@@ -265,7 +265,7 @@ def test_bad_numbers_are_refused(model, tmp_path, monkeypatch, value, dtype, mat
         if n[0]==8: out['resid_post.0'][2,5,1] = value
         return out
     monkeypatch.setattr(st, 'capture', bad)
-    with pytest.raises(ValueError, match=f"model 'tiny-0' {match}.* at site resid_post.0, dimension \d+: document '\\d\\d.py', position 5 .* token \\d+; 1 of"): ActivationStore.collect(model, TEXT, **how(tmp_path/'acts', dtype=dtype))
+    with pytest.raises(ValueError, match=f"model 'tiny-0' {match}.* at site resid_post.0, dimension \\d+: document '\\d\\d.py', position 5 .* token \\d+; 1 of"): ActivationStore.collect(model, TEXT, **how(tmp_path/'acts', dtype=dtype))
     monkeypatch.undo()
     s = ActivationStore.collect(model, TEXT, **how(tmp_path/'acts', dtype=dtype))  # what was good was kept, and the rest follows
     assert len(s)==sum(len(t.encode()) for _,t in TEXT)

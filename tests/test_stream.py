@@ -222,5 +222,5 @@ def test_a_model_that_gives_nan_is_refused_with_its_place(monkeypatch, tmp_path)
         return out
     monkeypatch.setattr(store, 'capture', nan)
     d = topk()
-    with pytest.raises(ValueError, match=rf"gave NaN at site {SITE}: document '.*', position 3"): fit(d, live(), 640, 64)
+    with pytest.raises(ValueError, match=rf"gave NaN at site {SITE}, dimension 5: document '.*', position 3"): fit(d, live(), 640, 64)
     assert d.n_seen==0
