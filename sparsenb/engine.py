@@ -9,7 +9,7 @@ from typing import NamedTuple
 from fastcore.basics import patch
 from .core import unknown, UnknownName
 from .dictionary import Dictionary
-from .kernels import TorchKernels, quickest_product, torch_kernels
+from .kernels import current_product, products, torch_kernels, use_product
 
 # %% auto #0
 __all__ = ['paths', 'Path', 'choose', 'kernels_for', 'Optimiser']
@@ -95,9 +95,12 @@ class Optimiser:
 
     def extra_state(self)->dict: # name -> tensor
         "What the next step depends on beside weights and moments"
-        return self.kernels.state() if hasattr(self.kernels, 'state') else {}
+        own = dict(product=torch.tensor(list(products).index(current_product()))) if self.dictionary.W_enc.device.type=='cpu' else {}
+        return own | (self.kernels.state() if hasattr(self.kernels, 'state') else {})
 
     def load_extra_state(self, state:dict):
+        state = dict(state)
+        if 'product' in state: use_product(list(products)[int(state.pop('product'))])
         if hasattr(self.kernels, 'load_state'): self.kernels.load_state(state)
 
 # %% ../nbs/41_engine.ipynb #06287efc

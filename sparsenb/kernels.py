@@ -13,8 +13,8 @@ from fastcore.basics import patch
 from .core import settings, write_json
 
 # %% auto #0
-__all__ = ['products', 'torch_kernels', 'measure_products', 'quickest_product', 'product', 'grouped_topk', 'by_places',
-           'keep_largest', 'TorchKernels']
+__all__ = ['products', 'torch_kernels', 'measure_products', 'quickest_product', 'current_product', 'use_product', 'product',
+           'grouped_topk', 'by_places', 'keep_largest', 'TorchKernels']
 
 # %% ../nbs/34_kernels.ipynb #19e5eee4
 def _default(x, W, out): return torch.mm(x, W.t(), out=out)
@@ -75,13 +75,23 @@ def quickest_product()->str: # a name in `products`
         write_json(file, {**known, key: best})
     return best
 
+_told = [] # the product that a resumed training was begun with
+
+def current_product()->str: # a name in `products`
+    "The product in use: what `use_product` said, else the quickest"
+    return _told[-1] if _told else quickest_product()
+
+def use_product(name:str):
+    "From now on multiply as a training did that is resumed, so that its bits are the same; not where that is no exact product"
+    if name in products and name!=current_product() and _as_exact(products[name]): _told[:] = [name]
+
 def product(
     x:Tensor,   # (n, d)
     W:Tensor,   # (m, d)
     out:Tensor, # (n, m), overwritten
 )->Tensor:      # `out`
     "`x @ W.T`, by the quickest exact way on a processor, by torch's own elsewhere"
-    return (products[quickest_product()] if x.device.type=='cpu' and x.dtype==torch.float32 else _default)(x, W, out)
+    return (products[current_product()] if x.device.type=='cpu' and x.dtype==torch.float32 else _default)(x, W, out)
 
 # %% ../nbs/34_kernels.ipynb #6b8ca5d2
 def _group(m, k):

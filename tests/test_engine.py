@@ -219,3 +219,23 @@ def test_rows_that_keep_everything_are_looked_at_again():
     z = (x@W.t()).relu()
     assert (val>0).sum()==240 and torch.equal(torch.zeros_like(z).scatter_add(1, idx, val)>0, z>=z.flatten().topk(240).values[-1])
     assert (val[3]>0).sum()>200
+
+def test_a_resumed_run_multiplies_as_it_began(tmp_path, monkeypatch):
+    "A machine's choice may change between two calls; the bits of a run may not"
+    import sparsenb.kernels as kernels
+    def rough(x, W, out): return out.copy_((x.double()@W.double().t()).float()) # exact, with other last bits
+    monkeypatch.setitem(products, 'other', rough)
+    monkeypatch.setattr(kernels, '_told', [])
+    class Stop(Callback):
+        def after_step(self, run, out):
+            if run.step==12: raise KeyboardInterrupt
+    x = torch.randn(2048, 48, generator=torch.Generator().manual_seed(0))
+    make = lambda: dictionaries['topk'](48, 128, k=6, seed=0)
+    whole,broken = make(),make()
+    fit(whole, x, 40*128, 128)
+    with pytest.raises(KeyboardInterrupt): fit(make(), x, 40*128, 128, path=tmp_path/'a', checkpoint_every=5, callbacks=[Stop()])
+    began = kernels.current_product()
+    monkeypatch.setattr(kernels, '_told', ['other'])
+    fit(broken, x, 40*128, 128, path=tmp_path/'a', checkpoint_every=5)
+    assert kernels.current_product()==began
+    for (n,p),q in zip(whole.named_parameters(), broken.parameters()): assert torch.equal(p, q), n
