@@ -12,7 +12,7 @@ def seeded(seed=None):
 
 def _python(code, *args, **kw):
     code = f'import sys; sys.path[:0] = [{str(HERE.parent)!r}, {str(HERE)!r}]\n' + textwrap.dedent(code)
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'}, **kw)
+    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1', 'HF_DEACTIVATE_ASYNC_LOAD':'1'}, **kw) # threads that load a model fail now and then in a forked child (torch: invalid thread pool)
 
 def killed_once(module, call, folder, between):
     "Run `call`, whose callback prints steps, in a process that is killed at a random step in `between`; then once more, to the end"
