@@ -8,7 +8,7 @@ import contextlib, warnings, torch
 from pathlib import Path
 from .core import seed_of
 from .dictionary import Dictionary
-from .train import Run, _begin, _check, _every, _finish, _generators, _keep, _loop, _pair, _plan, _schedule, _set_generators, _source
+from .train import Run, _begin, _check, _elsewhere, _every, _finish, _generators, _keep, _loop, _pair, _plan, _schedule, _set_generators, _source
 
 # %% auto #0
 __all__ = ['fit_many']
@@ -58,7 +58,6 @@ def _train(runs, sources, data, checkpoint_every, log_every):
     lost = []
     with contextlib.ExitStack() as end:
         for r in runs:
-            end.callback(r.close)
             for c in r.callbacks:
                 with r.draws: c.before_fit(r)
                 end.callback(c.after_fit, r)
@@ -87,6 +86,7 @@ def fit_many(
 )->list[Run]:              # one for each dictionary
     "Train several dictionaries from one reading; each ends as `fit` would leave it. Raises what `fit` raises, but a loss that is no number only stops its own run"
     ds = list(dictionaries); _alike(ds)
+    if _elsewhere(None, None): raise ValueError("fit_many trains in one process, and this is one of several: call fit for each dictionary, which divides it, or map fit over an executor (sparsenb.jobs.map)")
     n = len(ds)
     given = [dict(zip(('lr','warmup','decay','grad_clip','engine'), v)) for v in zip(*(_each(k, v, n) for k,v in dict(lr=lr, warmup=warmup, decay=decay, grad_clip=grad_clip, engine=engine).items()))]
     for d,g in zip(ds, given): _check(d, n_tokens, batch_size, g['warmup'], g['decay'], checkpoint_every, log_every)
@@ -98,6 +98,9 @@ def fit_many(
     with torch.random.fork_rng(list(cuda)), contextlib.ExitStack() as end:
         torch.manual_seed(seed)
         for d in ds: end.callback(d.train, d.training)
-        runs = [_start(d, i, sources, n_tokens, batch_size, seed, path, g, c, bool(cuda), keep) for i,(d,g,c) in enumerate(zip(ds, given, callbacks))]
+        runs = []
+        for i,(d,g,c) in enumerate(zip(ds, given, callbacks)):
+            runs.append(_start(d, i, sources, n_tokens, batch_size, seed, path, g, c, bool(cuda), keep))
+            end.callback(runs[-1].close) # also when a later one cannot begin
         _train(runs, sources, data, checkpoint_every, log_every)
     return runs

@@ -1,4 +1,5 @@
 "Several dictionaries from one reading: each to the bits of `fit` alone, exact resume, failures that stay where they are"
+import shutil
 import pytest, torch
 import sparsenb.train as train
 from sparsenb.core import dictionaries
@@ -171,3 +172,18 @@ def test_a_run_tells_its_own_time():
     runs = fit_many(few(), data(), **plan)
     assert all(0<r.timing['data']<r.timing['seconds'] and r.history['activations_per_second'].min()>0 for r in runs)
     assert len({r.timing['data'] for r in runs})==1
+
+def test_one_that_cannot_begin_leaves_nothing_on_those_before_it(tmp_path):
+    "The second run's folder holds another run: the first has begun already"
+    x,make = torch.randn(512, 16, generator=torch.Generator().manual_seed(0)),lambda: dictionaries['topk'](16, 32, k=4)
+    fit_many([make(), make()], x, 1024, 128, path=tmp_path)
+    a = make()
+    shutil.rmtree(tmp_path/'00-topk')
+    with pytest.raises(ValueError, match='holds another run'): fit_many([a, make()], x, 1024, 128, path=tmp_path, lr=[1e-3, 2e-3])
+    assert not any(k in p.__dict__ for p in a.parameters() for k in ('jobs', 'extra', 'kernels'))
+    a.step(x[:64]).loss.backward()
+    assert a.W_dec.grad is not None
+
+def test_one_of_several_processes_is_told_what_to_call(monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ValueError, match='trains in one process.*call fit for each.*jobs.map'): fit_many([dictionaries['topk'](16, 32, k=4)], torch.randn(512, 16), 1024, 128)
