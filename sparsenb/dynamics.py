@@ -11,7 +11,7 @@ import numpy as np
 from .core import UnknownName, unknown, view
 
 # %% auto #0
-__all__ = ['finite', 'several', 'checkpoints', 'classes', 'Dynamics']
+__all__ = ['finite', 'several', 'checkpoints', 'some_rows', 'classes', 'Dynamics']
 
 # %% ../nbs/52_dynamics.ipynb #c4f09764
 def finite(
@@ -53,6 +53,18 @@ def checkpoints(
         if a.shape!=shape: raise ValueError(f"{what}: step {s} has shape {a.shape}, step {first} has {shape}; all checkpoints must see the same rows in the same layer")
     if shape[0]<least: raise ValueError(f"{what}: {least} rows at least were expected, got {shape[0]}")
     return out
+
+# %% ../nbs/52_dynamics.ipynb #57adbd87
+def some_rows(
+    acts:dict,   # of `checkpoints`
+    n_rows:int,  # at most so many
+    seed:int,
+    **counts,    # further arguments that must be whole numbers from 1
+)->np.ndarray:   # row numbers, rising
+    "The rows every checkpoint is looked at in; raises ValueError for a count that is none"
+    for k,v in dict(n_rows=n_rows, **counts).items():
+        if int(v)!=v or v<1: raise ValueError(f"{k} is a whole number from 1, got {v!r}")
+    return np.sort(np.random.default_rng(seed).permutation(len(next(iter(acts.values()))))[:n_rows])
 
 # %% ../nbs/52_dynamics.ipynb #2e5eb282
 def classes(

@@ -346,19 +346,8 @@ def gather(self:NumbaKernels,
 # %% ../nbs/36_numba.ipynb #7a4700d7
 @patch
 @torch.no_grad()
-def adam_rows(self:NumbaKernels,
-    W:Tensor,      # (m, d), moved in place
-    mean:Tensor,   # (m, d), running mean of the gradient, in place
-    square:Tensor, # (m, d), running mean of its square, in place
-    jobs:list,     # the gradient, as a sum of `gather`s: (rows (n, d), w (n, k), places)
-    lr:float,
-    betas:tuple,
-    eps:float,
-    step:int,      # the number of this step, from 1
-    unit:bool=False,   # rows of W have length 1 and keep it: no momentum for what would only change it
-    extra:tuple=None,  # more gradient: features (r,), rows (r, d)
-):
-    "One step of Adam from a gradient that is never held"
+def adam_rows(self:NumbaKernels, W:Tensor, mean:Tensor, square:Tensor, jobs:list, lr:float, betas:tuple, eps:float, step:int, unit:bool=False, extra:tuple=None):
+    "One step of Adam from a gradient that is never held; arguments as in `TorchKernels.adam_rows`"
     if step<1: raise ValueError(f"step counts from 1, got {step}")
     w,*means = (_array(n, t, *(W.shape if torch.is_tensor(W) and W.ndim==2 else (None, None)), place=True) for n,t in (('W', W), ('mean', mean), ('square', square)))
     m,d = w.shape

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import numpy as np
 from ..core import analyses, seed_of
-from ..dynamics import Dynamics, checkpoints, classes, finite
+from ..dynamics import Dynamics, checkpoints, classes, finite, some_rows
 
 # %% auto #0
 __all__ = ['squared_distances', 'median_distance', 'spectral_entropy', 'entropy_information', 'diffusion_entropy']
@@ -83,11 +83,8 @@ def diffusion_entropy(
 )->Dynamics:
     "Diffusion spectral entropy by step, and information with labels; raises ValueError for inputs that do not fit"
     acts,seed = checkpoints(acts),seed_of(seed)
-    for k,v in dict(n_rows=n_rows, repeats=repeats).items():
-        if int(v)!=v or v<1: raise ValueError(f"{k} is a whole number from 1, got {v!r}")
-    n = len(next(iter(acts.values())))
+    n,rows = len(next(iter(acts.values()))),some_rows(acts, n_rows, seed, repeats=repeats)
     if labels is not None: classes(labels, n)
-    rows = np.sort(np.random.default_rng(seed).permutation(n)[:n_rows])
     acts = {s: a[rows] for s,a in acts.items()}
     sigma,about = _bandwidths(acts, bandwidth)
     if labels is not None: y = classes(np.asarray(labels.detach().cpu() if hasattr(labels, 'detach') else labels)[rows], len(rows), 2)[0]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import numpy as np
 from ..core import analyses, seed_of, view
-from ..dynamics import Dynamics, checkpoints, finite
+from ..dynamics import Dynamics, checkpoints, finite, some_rows
 
 # %% auto #0
 __all__ = ['log_ratios', 'two_nn', 'two_nn_interval', 'local_dimensions', 'intrinsic_dimension']
@@ -96,10 +96,7 @@ def intrinsic_dimension(
 )->Dynamics:
     "Global and local TwoNN dimension by step; raises ValueError for fewer points than dimensions, or distances that tie"
     acts,seed = checkpoints(acts),seed_of(seed)
-    for k,v in dict(n_rows=n_rows, n_anchors=n_anchors).items():
-        if int(v)!=v or v<1: raise ValueError(f"{k} is a whole number from 1, got {v!r}")
-    n = len(next(iter(acts.values())))
-    rows = np.sort(np.random.default_rng(seed).permutation(n)[:n_rows])
+    n,rows = len(next(iter(acts.values()))),some_rows(acts, n_rows, seed, n_anchors=n_anchors)
     got = [_at_step(a[rows], s, neighbours, n_anchors, method, np.random.default_rng(seed)) for s,a in acts.items()]
     d,bounds,local,points,L = zip(*got)
     curves = {'global': np.array(d), 'local, mean': np.array([l.mean() for l in local]), 'points': np.array(points, float)}

@@ -33,6 +33,16 @@ def says(nb, code, want, seconds=20):
     assert got==want
 
 
+def dark_and_narrow(nb, panel, height, name):
+    "A picture in the dark theme at 700 pixels, where nothing may reach over the edge; then light again"
+    theme(nb, 'Dark'); nb.wait_for_function("document.body.dataset.jpThemeLight==='false'")
+    nb.set_viewport_size(dict(width=700, height=height)); nb.wait_for_timeout(500)
+    assert nb.evaluate("c => { const a = document.querySelector(c); return a.scrollWidth-a.clientWidth }", panel)<=1
+    nb.evaluate("c => document.querySelector(c).scrollIntoView()", panel); nb.wait_for_timeout(200)
+    nb.shot(name)
+    theme(nb, 'Light'); nb.wait_for_function("document.body.dataset.jpThemeLight==='true'")
+
+
 def test_a_prompt_is_read_as_it_is_typed(notebook, start):
     nb = notebook([start, "b = widgets['feature_browser'](index)\np = widgets['live_prompt'](index, browser=b)\np", 'b'], size=(1200, 1000))
     side_closed(nb)
@@ -92,12 +102,7 @@ def test_a_prompt_is_read_as_it_is_typed(notebook, start):
     assert nb.python('p.shared().rows[0][0]')==first
     nb.evaluate("document.querySelector('.snb-prompt').scrollIntoView()"); nb.mouse.move(5, 500); nb.wait_for_timeout(200)
     nb.shot('live_prompt_lines')
-    theme(nb, 'Dark'); nb.wait_for_function("document.body.dataset.jpThemeLight==='false'")
-    nb.set_viewport_size(dict(width=700, height=900)); nb.wait_for_timeout(500)
-    assert nb.evaluate("(() => { const a = document.querySelector('.snb-prompt'); return a.scrollWidth-a.clientWidth })()")<=1
-    nb.evaluate("document.querySelector('.snb-prompt').scrollIntoView()"); nb.wait_for_timeout(200)
-    nb.shot('live_prompt_dark_narrow')
-    theme(nb, 'Light'); nb.wait_for_function("document.body.dataset.jpThemeLight==='true'")
+    dark_and_narrow(nb, '.snb-prompt', 900, 'live_prompt_dark_narrow')
     assert nb.fetched==[] and nb.complaints==[]
 
 
@@ -149,12 +154,7 @@ def test_features_are_steered(notebook, start):
     assert nb.python('s.result.changes[1].positions')=='(2, 3)'
     nb.fill('.snb-change >> nth=0 >> input', 'zzzzqq'); nb.keyboard.press('Enter')      # nothing of that name
     nb.wait_for_function("/No feature is found/.test(document.querySelector('.snb-steer [role=alert]').textContent)")
-    theme(nb, 'Dark'); nb.wait_for_function("document.body.dataset.jpThemeLight==='false'")
-    nb.set_viewport_size(dict(width=700, height=1100)); nb.wait_for_timeout(500)
-    assert nb.evaluate("(() => { const a = document.querySelector('.snb-steer'); return a.scrollWidth-a.clientWidth })()")<=1
-    nb.evaluate("document.querySelector('.snb-steer').scrollIntoView()"); nb.wait_for_timeout(200)
-    nb.shot('steering_dark_narrow')
-    theme(nb, 'Light'); nb.wait_for_function("document.body.dataset.jpThemeLight==='true'")
+    dark_and_narrow(nb, '.snb-steer', 1100, 'steering_dark_narrow')
     assert nb.fetched==[] and nb.complaints==[]
 
 
