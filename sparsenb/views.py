@@ -14,8 +14,7 @@ from .core import UnknownName, unknown, write_text
 
 # %% auto #0
 __all__ = ['kinds', 'visible', 'escaped', 'show_number', 'show_count', 'style', 'View', 'Html', 'Table', 'Lines', 'Histogram',
-           'Tokens', 'Card', 'stats_html', 'effect_html', 'headed', 'examples_html', 'neighbour_groups', 'card_browser',
-           'page']
+           'Tokens', 'Card', 'stats_html', 'effect_html', 'headed', 'examples_html', 'neighbour_groups', 'page']
 
 # %% ../nbs/80_views.ipynb #f1e57b0c
 _unseen = re.compile('[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]')
@@ -87,7 +86,7 @@ def _sheet():
     return {k: re.sub(r'\s*\n\s*', '', v) for k,v in zip(parts[::2], parts[1::2])}
 
 def style(
-    *sections:str, # of `assets/views.css`: base, table, svg, tokens, card, cards, page; none means all but page
+    *sections:str, # of `assets/views.css`: base, table, svg, tokens, card, page; none means all but page
 )->str:            # a `<style>` element
     "The style sheet of the views"
     s = _sheet()
@@ -575,23 +574,6 @@ def _card(c):
     note = f'<div class="snb-c">{escaped(c.note)}</div>' if c.note else ''
     charts = f'<div class="snb-g"><div>{_panel(c)}</div><div>{effect_html(c.up, "Raises these next tokens")}</div><div>{effect_html(c.down, "Lowers these")}</div></div>'
     return f'<div class="snb-card{"" if side else " alone"}"><div>{head}{note}{stats_html(c)}{charts}{examples_html(c.examples, c.vmax)}</div>{side}</div>'
-
-# %% ../nbs/80_views.ipynb #ddbe33da
-@lru_cache
-def _script(): return (files('sparsenb')/'assets'/'cards.js').read_text(encoding='utf-8')
-
-def card_browser(
-    cards,              # iterable of Card
-    title:str='Features', # what they are
-)->Html:                # works from disk, without a kernel or a network
-    "A static browser of cards: choose, search, go to neighbours"
-    cards = list(cards)
-    if not cards: return Html(f'<section class="snb">{style("base")}<div class="snb-c">{escaped(title)}: no cards to show. Every feature may be dead, or none was chosen.</div></section>')
-    options = ''.join(f'<option value="{c.feature}">{c.feature} · {escaped(c.title)}</option>' for c in cards)
-    nav = (f'<div class="snb-nav"><button type="button" class="prev" aria-label="previous feature">‹</button><button type="button" class="next" aria-label="next feature">›</button>'
-           f'<select aria-label="{escaped(title)}">{options}</select><input type="search" placeholder="search cards" aria-label="search cards"><span class="snb-c" aria-live="polite">{len(cards):,} cards</span></div>')
-    body = ''.join(f'<div class="one" data-card="{c.feature}"{"" if i==0 else " hidden"}>{c._body()}</div>' for i,c in enumerate(cards))
-    return Html(f'<section class="snb snb-cards" aria-label="{escaped(title)}">{style("base", "table", "svg", "tokens", "card", "cards")}{nav}{body}</section><script>{_script()}</script>')
 
 # %% ../nbs/80_views.ipynb #fd00b6e1
 def page(

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np, pytest
 from sparsenb.core import UnknownName, view, widgets
 from sparsenb.charts import Heatmap, Scatter, kinds as charts
-from sparsenb.views import Card, Histogram, Html, Lines, Table, Tokens, _ticks, card_browser, headed, kinds, neighbour_groups, page, show_number, visible
+from sparsenb.static import static_browser
+from sparsenb.views import Card, Histogram, Html, Lines, Table, Tokens, _ticks, headed, kinds, neighbour_groups, page, show_number, visible
 from toy_index import HOSTILE, ToyIndex
 
 BAD = '\x00\x07\x1b\u202e\u2066\u200b\ud800'
@@ -44,7 +45,7 @@ def hostile_views():
     yield Scatter(t[1], np.arange(n), np.arange(n), group=t, text=t[::-1], lines={t[1]: [(0, 0), (1, 1)]}, x_label=t[0], y_label=t[4], caption=t[2])
     yield Heatmap(t[1], np.eye(n), t, t[::-1], row_label=t[0], col_label=t[4], caption=t[2])
     yield ToyIndex(hostile=True).card(1)
-    yield card_browser([ToyIndex(hostile=True).card(i) for i in range(n)], t[1])
+    yield static_browser(ToyIndex(hostile=True), range(n), t[1])
 
 
 @pytest.mark.parametrize('v', [*hostile_views()], ids=lambda v: type(v).__name__)
@@ -59,7 +60,7 @@ def test_page_is_offline_whole_and_safe(tmp_path):
     doc = page(HOSTILE[0]+HOSTILE[1], [f'# {HOSTILE[1]}\n\n{HOSTILE[0]}', *hostile_views()], tmp_path/'p.html')
     assert (tmp_path/'p.html').read_text(encoding='utf-8')==doc
     assert HOSTILE[1] in harmless(doc)
-    assert doc.count('<style')==2 and doc.count('</script>')==1  # the page's sheet, the browser's own
+    assert doc.count('<style')==2 and doc.count('</script>')==2  # the page's sheet and the browser's; its numbers and its script
     code = ''.join(re.findall(r'<(?:style|script)>.*?</(?:style|script)>', doc, re.S))  # tags and attributes were looked at above
     assert "default-src 'none'" in doc and not re.search(r'url\(|@import|fetch\(|import\(|XMLHttp|https?:', code)
 
@@ -167,8 +168,8 @@ def test_a_card_without_news_says_so():
     text = harmless(ToyIndex().card(13).html())
     for s in ('Dead: not active on any of 1,000,000 tokens', 'Never active', 'No examples'): assert s in text
     assert 'without a model' in harmless(replace(ToyIndex().card(3), up=None).html())
-    assert 'no cards to show' in card_browser([]).html()
-    assert isinstance(card_browser([]), Html)
+    nothing = static_browser(ToyIndex(), [])
+    assert isinstance(nothing, Html) and 'nothing to show' in nothing.html()
 
 def test_neighbours_are_split_by_kind():
     a,b = neighbour_groups(ToyIndex().card(3))
@@ -260,7 +261,7 @@ def test_browser_searches_and_orders():
     assert b._ids[0]==40 and b.list.rows[0][1::2]==['my own', True]
     b.list.query = 'MY OW'
     assert b._ids.tolist()==[40]
-    assert '<script' not in b._repr_mimebundle_()['text/html'] and 'data-card="7"' in b.static([7, 8]).html()
+    assert '<script' not in b._repr_mimebundle_()['text/html'] and 'snb-static' in b.static([7, 8]).html()
 
 def test_an_index_of_dead_features_is_not_blank():
     x = ToyIndex(20); x.alive[:] = False; x.density[:] = 0; x.max_act[:] = 0

@@ -13,7 +13,7 @@ import numpy as np
 from ..core import UnknownName, unknown, widgets
 from ..notes import Notes
 from ..static import static_browser
-from ..views import Card, card_browser, neighbour_groups, show_number, style, visible
+from ..views import Card, neighbour_groups, show_number, style, visible
 
 # %% auto #0
 __all__ = ['orders', 'which', 'groups', 'like', 'FeatureList', 'Relatives', 'Scratch', 'matching', 'FeatureBrowser', 'step',
@@ -211,8 +211,7 @@ class FeatureBrowser(_Parts):
     ):                 # Html
         "Cards on a page without a kernel"
         features = self._ids[:20] if features is None else features
-        if hasattr(self.index, 'raw'): return static_browser(self.index, features, notes=self.notes)
-        return card_browser(map(self.index.card, features), f'Features of {self.index.name} at {self.index.site}')
+        return static_browser(self.index, features, notes=self.notes)
 
     def _repr_mimebundle_(self, **kw):
         "The live browser, and beside it the card shown for pages without a kernel"

@@ -1,7 +1,8 @@
 "The widgets in JupyterLab: what is clicked reaches the kernel, what the kernel sets is drawn, hostile text stays text"
 import time
 import pytest
-from sparsenb.views import Lines, Table, card_browser, page
+from sparsenb.static import static_browser
+from sparsenb.views import Lines, Table, page
 from toy_index import HOSTILE, ToyIndex
 
 START = '''import sys; sys.path.insert(0, {tests!r})
@@ -85,32 +86,11 @@ def test_hostile_text_is_text_in_the_widgets(notebook, start):
     nb.shot('hostile')
 
 
-def test_cards_turn_over_on_a_page_without_a_kernel(static, tmp_path):
-    x = ToyIndex()
-    near = int(x.card(0).neighbours.rows[0][0])
-    ids = [0, 1, 2, 13, near]
-    page('Features', ['# Training', Lines('loss', range(9), {'loss': range(9)}), Table('t', ('a',), [(1.5,)]), card_browser(map(x.card, ids))], tmp_path/'p.html')
-    p = static(tmp_path/'p.html')
-    now = lambda: p.evaluate("[...document.querySelectorAll('[data-card]')].filter(c => c.offsetParent).map(c => +c.dataset.card)")
-    assert now()==[0] and p.is_disabled('.prev')
-    p.click('.next'); assert now()==[1]
-    p.select_option('.snb-nav select', '13'); assert now()==[13] and 'Dead' in p.inner_text('.snb-cards')
-    p.fill('.snb-nav input', x.title(2)); assert now()==[2] or x.title(2).strip().lower() in p.inner_text('[data-card]:not([hidden])').lower()
-    p.fill('.snb-nav input', ''); p.select_option('.snb-nav select', '0')
-    p.click(f'[data-card="0"] [aria-label="show feature {near}"]'); assert now()==[near]
-    p.select_option('.snb-nav select', '0')
-    assert p.is_visible('[data-card="0"] .first') and not p.is_visible('[data-card="0"] .rest')
-    p.focus('[data-card="0"] .e0'); p.keyboard.press('ArrowRight')  # the radio buttons answer without any script
-    assert p.is_visible('[data-card="0"] .rest') and not p.is_visible('[data-card="0"] .first')
-    p.shot('cards', full_page=True)
-    assert p.fetched==[] and p.complaints==[]
-
-
 def test_hostile_text_is_text_on_a_page(static, tmp_path):
     x = ToyIndex(40, hostile=True)
-    page(HOSTILE[0]+HOSTILE[1], [HOSTILE[1], Table(HOSTILE[1], HOSTILE, [HOSTILE], caption=HOSTILE[15]), Lines(HOSTILE[1], [0, 1], {h: [0, i] for i,h in enumerate(HOSTILE)}), card_browser(map(x.card, range(18)), HOSTILE[0])], tmp_path/'p.html')
+    page(HOSTILE[0]+HOSTILE[1], [HOSTILE[1], Table(HOSTILE[1], HOSTILE, [HOSTILE], caption=HOSTILE[15]), Lines(HOSTILE[1], [0, 1], {h: [0, i] for i,h in enumerate(HOSTILE)}), static_browser(x, range(18), HOSTILE[0])], tmp_path/'p.html')
     p = static(tmp_path/'p.html')
-    for i in range(18): p.select_option('.snb-nav select', str(i))
+    for i in range(18): p.keyboard.press('ArrowRight')
     p.wait_for_timeout(300)
     assert p.evaluate('window.pwned') is None and p.evaluate("document.querySelectorAll('img').length")==0
     assert p.title()==HOSTILE[0]+HOSTILE[1] and p.evaluate("document.querySelectorAll('td')[1].textContent")==HOSTILE[1]
