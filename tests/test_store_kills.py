@@ -65,7 +65,7 @@ def test_killed_ranks_and_another_world(whole, tmp_path):
     seed = random.SystemRandom().randrange(1<<30)
     rnd,kills,path = random.Random(seed),0,tmp_path/'acts'
     for world in (3, 3, 2):
-        ps = [start(path, r, world, slow=.01) for r in range(world)]
+        ps = [start(path, r, world, slow=.04) for r in range(world)]
         for p in ps[1:]:
             time.sleep(.15+rnd.random()*.3)
             kills += kill(p)
