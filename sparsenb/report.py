@@ -106,6 +106,8 @@ def _offline(html):
     return html.replace('</head>', '<style>body.jp-Notebook{max-width:1240px;margin:0 auto;padding:16px}.jp-Cell{padding:2px 0}.jp-OutputArea-output{overflow-x:auto}</style>\n</head>', 1)
 
 # %% ../nbs/90_report.ipynb #dc63a177
+_quiet = "__import__('os').environ.update(SPARSENB_PROGRESS='off', PLOTLY_RENDERER='plotly_mimetype+notebook')"  # said by each kernel to itself: several reports may run in one process
+
 def run_report(
     name:str,            # a template's name, or a notebook of yours
     params:dict=None,    # values of its parameters, see `parameters(name)`
@@ -119,15 +121,10 @@ def run_report(
     src,params = find_template(name),check_parameters(name, params or {})
     out = Path(out) if out else settings().reports/f'{src.stem}.html'
     if out.suffix!='.html': raise ValueError(f"out must end in .html, got {str(out)!r}")
-    writable(out.parent); done = out.with_suffix('.ipynb'); env = dict(SPARSENB_PROGRESS='off', PLOTLY_RENDERER='plotly_mimetype+notebook')
-    was = {k: os.environ.get(k) for k in env}; os.environ.update(env)
-    try:
-        with _no_warnings(), atomic_file(done) as tmp:
-            failed = None
-            try: pm.execute_notebook(str(src), str(tmp), parameters=params, kernel_name='python3', language='python', cwd=str(Path.cwd()), progress_bar=show_progress, execution_timeout=timeout, store_widget_state=False, extra_arguments=['--IPKernelApp.log_level=ERROR'])
-            except pm.PapermillExecutionError as e: failed = e
-    finally:
-        for k,v in was.items(): os.environ.pop(k, None) if v is None else os.environ.__setitem__(k, v)
+    writable(out.parent); done,failed = out.with_suffix('.ipynb'),None
+    with _no_warnings(), atomic_file(done) as tmp:
+        try: pm.execute_notebook(str(src), str(tmp), parameters=params, kernel_name='python3', language='python', cwd=str(Path.cwd()), progress_bar=show_progress, execution_timeout=timeout, store_widget_state=False, extra_arguments=['--IPKernelApp.log_level=ERROR', f'--IPKernelApp.exec_lines={_quiet}'])
+        except pm.PapermillExecutionError as e: failed = e
     if failed: raise ReportError(f"report {src.stem!r}, cell {failed.exec_count}: {failed.ename}: {failed.evalue}\n(the notebook as far as it came: {done})", done)
     return to_html(done, out, title=src.stem, code=code)
 

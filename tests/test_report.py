@@ -1,5 +1,6 @@
 "Reports, the demo and the command line, small"
 import json, os, re, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_notebook
@@ -32,7 +33,15 @@ def test_a_failing_cell_keeps_the_notebook_and_the_earlier_html(tmp_path):
     run_report(p, out=out); was = out.read_bytes()
     with pytest.raises(ReportError, match='AssertionError: n is too large') as e: run_report(p, dict(n=7), out)
     assert out.read_bytes()==was and 'n is too large' in e.value.notebook.read_text()
-    assert 'SPARSENB_PROGRESS' in os.environ and os.environ.get('PLOTLY_RENDERER') is None  # as the tests set it, as it was
+
+def test_reports_side_by_side_leave_the_environment_alone(tmp_path, monkeypatch):
+    "Each kernel sets its own: what one report puts back, another must not have taken for the user's"
+    for k in ('SPARSENB_PROGRESS', 'PLOTLY_RENDERER'): monkeypatch.delenv(k, raising=False)
+    was = dict(os.environ)
+    cell = "import os, time; time.sleep(.2*n); print(f'[{os.environ[\"SPARSENB_PROGRESS\"]} {os.environ[\"PLOTLY_RENDERER\"]}]')"
+    with ThreadPoolExecutor(3) as ex: outs = list(ex.map(lambda n: run_report(page(tmp_path/f'p{n}.ipynb', cell), dict(n=n), tmp_path/f'o{n}.html'), range(1, 4)))
+    assert all('[off plotly_mimetype+notebook]' in o.read_text() for o in outs)
+    assert {k: v for k,v in os.environ.items() if k!='PYTEST_CURRENT_TEST'}=={k: v for k,v in was.items() if k!='PYTEST_CURRENT_TEST'}
 
 def test_html_is_offline_and_hostile_text_is_text(tmp_path):
     from toy_index import HOSTILE
