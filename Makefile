@@ -2,6 +2,7 @@
 MAKEFLAGS += --no-print-directory
 PINS = pyproject.toml constraints.txt
 ONE  = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+SIDE ?= 2
 LONG = $(addprefix benchmarks/,scoreboard.py fronts.py scaling.py peers.py quality.py)
 
 help:            ## this list
@@ -16,10 +17,10 @@ demo: .venv/.ready   ## bundled model, real text, a trained dictionary, a report
 lab: .venv/.ready    ## JupyterLab
 	@.venv/bin/sparsenb lab
 
-test: .venv/.ready-test ## the whole suite, with one thread; ARGS='-k store' narrows it
+test: .venv/.ready-test ## the whole suite, two files of tests at a time, one thread each; ARGS='-k store' narrows it, SIDE=0 runs one by one
 	@.ci/setup browser
 	@echo 'running the tests'
-	@$(ONE) .venv/bin/python -m pytest $(ARGS)
+	@$(ONE) .venv/bin/python -m pytest -n $(SIDE) --dist loadfile $(ARGS)
 
 models: .venv/.ready ## train the bundled models from their seeds (hours)
 	@.venv/bin/python -m sparsenb.bundled
