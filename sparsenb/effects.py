@@ -4,27 +4,16 @@
 
 # %% ../nbs/59_effects.ipynb #03b53e7a
 from __future__ import annotations
-import hashlib
 from typing import NamedTuple
 from fastcore.basics import patch
+from .scores import fingerprint
 from .relations import Directions
 from .reading import Example, FeatureIndex
 
 # %% auto #0
-__all__ = ['fingerprint', 'Effect']
+__all__ = ['Effect']
 
 # %% ../nbs/59_effects.ipynb #cdd70de7
-def fingerprint(
-    dictionary,  # anything with `.fingerprint`, or a torch module
-)->str:          # 16 hex digits
-    "What a dictionary is, from its weights: equal for equal weights"
-    if isinstance(known := getattr(dictionary, 'fingerprint', None), str): return known
-    h = hashlib.sha256(f"{getattr(dictionary, 'name', '')} {getattr(dictionary, 'cfg', '')}".encode())
-    for k,v in sorted(dictionary.state_dict().items()):
-        h.update(f'{k} {tuple(v.shape)} {v.dtype}'.encode())
-        h.update(v.detach().cpu().contiguous().float().numpy().tobytes())
-    return h.hexdigest()[:16]
-
 def _opened(model):
     "A `Model` of anything `load_model` takes; what has a revision already is taken as it is"
     if model is None or hasattr(model, 'revision'): return model

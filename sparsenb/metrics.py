@@ -4,167 +4,42 @@
 
 # %% ../nbs/50_metrics.ipynb #7338c0c9
 from __future__ import annotations
-from collections.abc import Mapping
-from dataclasses import dataclass, asdict
-from statistics import NormalDist
-from typing import Callable, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 import numpy as np, torch
 from torch import nn
 from . import core
-from .core import UnknownName, seed_of, unknown, view
+from .core import UnknownName, seed_of, settings, unknown
+from .scores import Case, Evaluation, Metric, Part, Score, bootstrap, fingerprint, kept, lacking, options_of, quotients, source_hash, wilson, _z
 from .sites import evaluating
 from .models import load_model
 from .hooks import replaced
 
 # %% auto #0
-__all__ = ['row_metrics', 'row_columns', 'splice_columns', 'Metric', 'row_sums', 'wilson', 'bootstrap', 'Score', 'Evaluation',
+__all__ = ['row_metrics', 'row_columns', 'code_metrics', 'code_columns', 'splice_columns', 'row_sums', 'hoyer_sums',
            'splice_metrics', 'splice_sums', 'evaluate']
 
 # %% ../nbs/50_metrics.ipynb #7c5069bc
-class Metric(NamedTuple):
-    "A reported number: a quotient of column sums"
-    about:str      # what it says, in a few words
-    num:Callable   # columns -> array [units]
-    den:Callable   # columns -> array [units]
-    version:int=1  # counts changes of the definition
-
-# %% ../nbs/50_metrics.ipynb #0950c718
 row_metrics = dict(
     l0        = Metric('features active per token',              lambda s: s['l0'],     lambda s: s['n']),
     fvu       = Metric('variance unexplained: 0 exact, 1 the mean', lambda s: s['err'], lambda s: s['var']),
     cosine    = Metric('cosine of x and x_hat',                  lambda s: s['cos'],    lambda s: s['n']),
     shrinkage = Metric('E|x_hat|² / E<x, x_hat>: 1 is none',     lambda s: s['xhat2'],  lambda s: s['dot']),
+    norm_ratio = Metric('|x_hat| / |x|, mean over tokens',      lambda s: s['ratio'],  lambda s: s['n']),
 )
-row_columns = ('n', 'l0', 'err', 'var', 'cos', 'xhat2', 'dot')
+row_columns = ('n', 'l0', 'err', 'var', 'cos', 'xhat2', 'dot', 'ratio')
 
 def row_sums(
     x:torch.Tensor,     # activations, [n, d]
     x_hat:torch.Tensor, # their reconstruction, [n, d]
     l0:torch.Tensor,    # features active per row, [n]
     mean:torch.Tensor,  # mean of the *data set*, [d]: never of this batch
-)->torch.Tensor:        # float64 [n, 7], the columns `row_columns`
-    "What one row adds to each sum; the cosine with a zero vector counts as 0"
+)->torch.Tensor:        # float64 [n, 8], the columns `row_columns`
+    "What one row adds to each sum; the cosine with a zero vector counts as 0, its norm as one of 1e-150"
     x,x_hat,mean = x.double(),x_hat.double(),mean.double()
     x2,xhat2,dot = x.square().sum(-1), x_hat.square().sum(-1), (x*x_hat).sum(-1)
     cos = dot/(x2*xhat2).sqrt().clamp_min(1e-300)
-    return torch.stack([torch.ones_like(x2), l0.double(), (x-x_hat).square().sum(-1), (x-mean).square().sum(-1), cos, xhat2, dot], -1)
-
-# %% ../nbs/50_metrics.ipynb #c7a1f63c
-def _z(level):
-    if not 0<level<1: raise ValueError(f"level is the share of intervals that should hold the truth, between 0 and 1, got {level}")
-    return NormalDist().inv_cdf((1+level)/2)
-
-def wilson(
-    k,               # how often it happened: int or array
-    n,               # of how many: int or array
-    level:float=.95, # coverage
-)->tuple:            # (lo, hi), floats or arrays; (0, 1) where n is 0
-    "Wilson's score interval of a proportion (Wilson 1927); raises ValueError unless 0 <= k <= n"
-    k,n = np.asarray(k, float), np.asarray(n, float)
-    if not ((0<=k)&(k<=n)).all(): raise ValueError(f"a proportion needs 0 <= k <= n, got k={k} of n={n}")
-    z2 = _z(level)**2
-    mid,half = (k+z2/2)/(n+z2), np.sqrt(z2)/(n+z2)*np.sqrt(k*(n-k)/np.maximum(n, 1)+z2/4)
-    lo,hi = np.where(k==0, 0., mid-half), np.where(k==n, 1., mid+half)
-    return (lo[()], hi[()]) if lo.ndim else (float(lo), float(hi))
-
-# %% ../nbs/50_metrics.ipynb #e553745d
-def _tails(level, n):
-    "Shares to cut at both ends: those of the normal, widened to Student's t with n-1 degrees of freedom"
-    z,v = _z(level),n-1
-    t = z + (z**3+z)/(4*v) + (5*z**5+16*z**3+3*z)/(96*v**2)  # Cornish and Fisher 1938
-    p = NormalDist().cdf(-t*np.sqrt(n/v))
-    return p, 1-p
-
-def bootstrap(
-    num,             # sum of each independent unit, [units]
-    den=None,        # the same of the denominator; ones give the mean
-    n_boot:int=1000, # drawings
-    seed:int=0,
-    level:float=.95, # coverage
-)->tuple[float,float]: # (lo, hi); NaN where there are fewer than two units, or no denominator
-    "Interval of sum(num)/sum(den) by drawing whole units with replacement (Efron 1979), percentiles widened for few units"
-    num = np.asarray(num, float)
-    den = np.ones_like(num) if den is None else np.asarray(den, float)
-    if num.ndim!=1 or num.shape!=den.shape: raise ValueError(f"one sum per unit was expected, got shapes {num.shape} and {den.shape}")
-    tails,n = _tails(level, max(len(num), 2)),len(num)
-    if n<2 or not den.any(): return float('nan'),float('nan')
-    rng,out = np.random.default_rng(seed),[]
-    step = max(1, 2_000_000//n)  # bounds the memory
-    for i in range(0, n_boot, step):
-        at = rng.integers(0, n, (min(step, n_boot-i), n))
-        with np.errstate(divide='ignore', invalid='ignore'): out.append(num[at].sum(1)/den[at].sum(1))
-    lo,hi = np.nanquantile(np.concatenate(out), tails)
-    return float(lo),float(hi)
-
-# %% ../nbs/50_metrics.ipynb #dac40605
-@dataclass(frozen=True)
-class Score:
-    "A measured number and what it rests on"
-    value:float
-    lo:float      # interval; NaN where there is none
-    hi:float
-    n:int         # tokens
-    seed:int      # of sampling and bootstrap
-    version:str   # name and version of the definition: 'fvu/1'
-    unit:str=''   # where the interval comes from: '83 documents'
-    def __float__(self): return float(self.value)
-    def __str__(self): return f'{_show(self.value)} [{_show(self.lo)}, {_show(self.hi)}]'
-
-def _show(v): return '–' if v!=v else f'{v:#.4g}'
-
-# %% ../nbs/50_metrics.ipynb #9b775f89
-@dataclass(frozen=True, repr=False)
-class Evaluation(Mapping):
-    "The scores of one dictionary on one data set by name, and how often each of its features fires"
-    title:str
-    scores:dict          # name -> Score
-    fired:np.ndarray     # int64 [d_sae], tokens in which each feature fired
-    n_tokens:int         # of so many
-    about:dict           # name -> what it says
-    level:float=.95      # coverage of the intervals
-
-    def __getitem__(self, name):
-        if name not in self.scores: raise UnknownName(unknown('score', name, self.scores))
-        return self.scores[name]
-    def __iter__(self): return iter(self.scores)
-    def __len__(self): return len(self.scores)
-
-    @property
-    def density(self)->np.ndarray: # float64 [d_sae]
-        "Share of tokens in which each feature fires"
-        return self.fired/self.n_tokens
-
-    def to_dict(self)->dict:
-        "Scores as plain numbers for JSON; what is not finite becomes None"
-        plain = lambda v: None if isinstance(v, float) and not np.isfinite(v) else v
-        return {k: {a: plain(v) for a,v in asdict(s).items()} for k,s in self.scores.items()}
-
-# %% ../nbs/50_metrics.ipynb #ebab8b28
-def _text(self):
-    cells = [('', 'value', f'{self.level:.0%} interval', 'tokens', 'interval from')]
-    cells += [(k, _show(s.value), '–' if s.lo!=s.lo else f'{_show(s.lo)} to {_show(s.hi)}', f'{s.n:,}', s.unit) for k,s in self.items()]
-    wide = [max(map(len, c)) for c in zip(*cells)]
-    line = lambda r: '  '.join(c.ljust(w) if i in (0,4) else c.rjust(w) for i,(c,w) in enumerate(zip(r, wide))).rstrip()
-    return '\n'.join([self.title, *map(line, cells)])
-Evaluation.__repr__ = _text
-
-# %% ../nbs/50_metrics.ipynb #117e527f
-def _table(self):
-    "The scores as a view"
-    rows = [(k, s.value if s.lo!=s.lo else (s.value, s.lo, s.hi), s.n, s.unit, self.about[k]) for k,s in self.items()]
-    seed = next(iter(self.scores.values())).seed
-    return view('Table', self.title, ('metric', 'value', 'tokens', 'interval from', 'meaning'), tuple(rows),
-        caption=f"{self.level:.0%} intervals, seed {seed}; definitions {', '.join(s.version for s in self.scores.values())}")
-
-def _densities(self):
-    "How often features fire, as a view: a histogram of log10 of the share of tokens"
-    live = self.density[self.fired>0]
-    edges = np.linspace(np.floor(np.log10(1/self.n_tokens)), 0, 41)
-    return view('Histogram', 'Feature density', edges, np.histogram(np.log10(live), edges)[0], x_label='log10 of the share of tokens',
-        caption=f'{len(live):,} features that fired; {(self.fired==0).sum():,} did not in {self.n_tokens:,} tokens')
-
-Evaluation.table,Evaluation.densities = _table,_densities
-Evaluation._repr_html_ = lambda self: self.table()._repr_html_()
+    return torch.stack([torch.ones_like(x2), l0.double(), (x-x_hat).square().sum(-1), (x-mean).square().sum(-1), cos, xhat2, dot, (xhat2/x2.clamp_min(1e-300)).sqrt()], -1)
 
 # %% ../nbs/50_metrics.ipynb #177fa48e
 _STRETCH,_BLOCK,_FEW = 1024,256,20  # rows sampled together; where documents are fewer than _FEW, an interval's unit is a block of so many rows
@@ -219,14 +94,27 @@ def _finite(x, at, what):
     i = int(bad.nonzero()[0,0])
     raise ValueError(f"{what} of row {int(at[i]):,} is not finite ({int(bad.sum())} such rows in this batch): nothing was scored")
 
+code_metrics = dict(hoyer=Metric("Hoyer's sparseness of the features: 1 is one alone, 0 all alike", lambda s: s['hoyer'], lambda s: s['some']))
+code_columns = ('hoyer', 'some')
+
+def hoyer_sums(
+    val:torch.Tensor, # values of the active features, [n, k], zeros where fewer are active
+    d_sae:int,        # features there are
+)->torch.Tensor:      # float64 [n, 2], the columns `code_columns`
+    "(√d - |f|₁/|f|₂)/(√d - 1) of each row (Hoyer 2004, cs/0408058); a row without any feature does not count"
+    v = val.double().abs()
+    l1,l2,root = v.sum(-1), v.square().sum(-1).sqrt(), d_sae**.5
+    some = l2>0
+    return torch.stack([torch.where(some, (root-l1/l2.clamp_min(1e-300))/max(root-1, 1e-300), 0.), some.double()], -1)
+
 def _chunk(dictionary, x, at, mean):
-    "Sums of each row of one batch, and how often each feature fired in it"
+    "Sums of each row of one batch, how often each feature fired in it, and how many rows had 0, 1, 2 … features"
     _finite(x, at, 'the activation')
     codes = dictionary.codes(x)
     on,x_hat = codes.val!=0,dictionary.decode_codes(codes)
     _finite(x_hat, at, "the dictionary's reconstruction")
-    fired = torch.bincount(codes.idx[on].long(), minlength=dictionary.d_sae)
-    return row_sums(x, x_hat, on.sum(-1), mean).cpu().numpy(), fired.cpu().numpy()
+    fired,l0 = torch.bincount(codes.idx[on].long(), minlength=dictionary.d_sae),on.sum(-1)
+    return torch.cat([row_sums(x, x_hat, l0, mean), hoyer_sums(codes.val, dictionary.d_sae)], -1).cpu().numpy(), fired.cpu().numpy(), torch.bincount(l0).cpu().numpy()
 
 def _grouped(key, sums):
     "Add up rows of equal key"
@@ -243,25 +131,26 @@ def _stream(
     seed:int,
     batch_size:int,   # rows at a time
     bar,
-)->tuple:             # columns {name: [units]}, fired [d_sae], what the units are
+)->tuple:             # columns {name: [units]}, fired [d_sae], rows by how many features are active in them, what the units are
     "Sums per unit over a sample of the rows, a batch at a time"
     dev,take = _device(dictionary),_sampled(len(store), n_tokens, seed)
     mean,block = torch.as_tensor(store.mean).to(dev),getattr(store, 'block', max(1, min(_BLOCK, int(take.sum())//_FEW)))
-    fired,parts = np.zeros(dictionary.d_sae, np.int64),[]
+    fired,l0s,parts = np.zeros(dictionary.d_sae, np.int64),np.zeros(1, np.int64),[]
     for x,at,doc in _batches(store, take, batch_size):
-        sums,f = _chunk(dictionary, x.to(dev, torch.float32), at, mean)
+        sums,f,l0 = _chunk(dictionary, x.to(dev, torch.float32), at, mean)
         parts.append(_grouped(doc<<40 | at//block, sums))
-        fired += f; bar.update(len(at))
+        if len(l0)>len(l0s): l0s = np.pad(l0s, (0, len(l0)-len(l0s)))
+        fired += f; l0s[:len(l0)] += l0; bar.update(len(at))
     key,sums = _grouped(*map(np.concatenate, zip(*parts)))
     if len(np.unique(key>>40))>=_FEW: key,sums = _grouped(key>>40, sums); unit = f'{len(key):,} documents'
     else: unit = f'{len(key):,} blocks of up to {block} rows'
-    return dict(zip(row_columns, sums.T)), fired, unit
+    return dict(zip(row_columns+code_columns, sums.T)), fired, l0s, unit
 
 # %% ../nbs/50_metrics.ipynb #ae2e7810
-_baselines = ('zero', 'mean')
+_baselines = ('zero', 'mean', 'resample')
 
 def splice_metrics(
-    baseline:str='zero', # what stands for no information: 'zero' or 'mean'
+    baseline:str='zero', # what stands for no information: 'zero', 'mean', or 'resample': activations of other tokens
 )->dict:                 # name -> Metric
     "The metrics of a splice; an unknown baseline raises `UnknownName`"
     if baseline not in _baselines: raise UnknownName(unknown('baseline', baseline, _baselines))
@@ -307,6 +196,20 @@ class _Constant(nn.Module):
     def __init__(self, value): super().__init__(); self.value = value
     def forward(self, x): return self.value.to(x).expand_as(x)
 
+class _Drawn(nn.Module):
+    "Other rows of the data, drawn for each sequence by itself: what it is run with changes nothing"
+    def __init__(self, rows, first, seed): super().__init__(); self.rows,self.first,self.seed = rows,first,seed
+    def forward(self, x):
+        drawn = [torch.randint(len(self.rows), x.shape[1:2], generator=torch.Generator().manual_seed(self.seed*1_000_003+self.first+j)) for j in range(len(x))]
+        return self.rows[torch.stack(drawn)].to(x).reshape(x.shape)
+
+def _stands_for_nothing(baseline, store, seed):
+    "What is put in the activations' place, given the number of the first sequence"
+    if baseline=='zero': return lambda i: _Constant(torch.zeros(store.d_in))
+    if baseline=='mean': return lambda i: _Constant(torch.as_tensor(store.mean))
+    rows = torch.cat([x for x,*_ in _batches(store, _sampled(len(store), 4096, seed), 4096)]).float()
+    return lambda i: _Drawn(rows, i, seed)
+
 # %% ../nbs/50_metrics.ipynb #42d58978
 def _some_sequences(store, n, seed, batch_size):
     "A random `n` of the store's sequences that predict anything, without padding: list of int64 [T], sorted by length"
@@ -335,13 +238,12 @@ def _splice(
     "Run the model three times on a sample of the store's sequences"
     seqs = _some_sequences(store, n_sequences, seed, batch_size)
     if not seqs: raise ValueError(f"no tokens to predict: no sequence of {store.site!r} has two")
-    stands_in = _Reconstruct(dictionary), _Constant(torch.zeros(store.d_in) if baseline=='zero' else torch.as_tensor(store.mean))
-    out = []
+    rebuilt,nothing,out = _Reconstruct(dictionary),_stands_for_nothing(baseline, store, seed),[]
     for i in range(0, len(seqs), batch_size):
         part = seqs[i:i+batch_size]
         ids,mask = _padded(part)
         runs = [model.logits(ids, mask)]
-        for s in stands_in:
+        for s in (rebuilt, nothing(i)):
             with replaced(model, store.site, s): runs.append(model.logits(ids, mask))
         out += [splice_sums(t.to(runs[0].device), *(r[j,:len(t)] for r in runs)) for j,t in enumerate(part)]
         bar.update(len(part))
@@ -349,15 +251,6 @@ def _splice(
     return dict(zip(splice_columns, np.array(out).T))
 
 # %% ../nbs/50_metrics.ipynb #2cddd92f
-def _quotients(metrics, s, seed, unit, n_boot, level):
-    "Scores of the metrics on columns of sums per unit"
-    n,out = int(s['n'].sum()),{}
-    for k,m in metrics.items():
-        num,den = m.num(s),m.den(s)
-        value = num.sum()/den.sum() if den.sum() else float('nan')
-        out[k] = Score(float(value), *bootstrap(num, den, n_boot, seed, level), n, seed, f'{k}/{m.version}', unit)
-    return out
-
 def _feature_scores(fired, n, seed, level):
     "Dead features and the median density of the others"
     live,d_sae = np.sort(fired[fired>0])/n,len(fired)
@@ -404,36 +297,80 @@ class _Silent:
 def _bar(show, total, desc, unit): return core.progress(total=total, desc=desc, unit=unit) if show else _Silent()
 
 # %% ../nbs/50_metrics.ipynb #ee35c633
+def _stored(dictionary, store, keep):
+    "Folder of what was measured, and what every part of it depends on; None where nothing can be kept"
+    if keep is False or not isinstance(getattr(store, 'fingerprint', None), str) or not hasattr(dictionary, 'state_dict'): return None,None
+    code = source_hash('sparsenb.metrics', 'sparsenb.scores', 'sparsenb.dictionary', 'sparsenb.sparse', type(dictionary))
+    return Path(settings().cache/'scores' if keep is True else keep), dict(dictionary=fingerprint(dictionary), store=store.fingerprint, site=store.site, code=code)
+
+def _wanted(also, case):
+    "name -> options of the evaluations asked for, all of them checked"
+    names = [n for n in core.evaluations if not lacking(core.evaluations[n], case)] if isinstance(also, str) and also=='all' else [also] if isinstance(also, str) else also
+    out = {n: dict(also[n]) if isinstance(also, dict) else {} for n in names}
+    for n,options in out.items():
+        options_of(f := core.evaluations[n], options)
+        if miss := lacking(f, case): raise ValueError(f"evaluation {n!r} needs {miss}")
+    return out
+
+def _core(case, n_tokens, batch_size):
+    "L0, reconstruction, sparsity and features, as a dict that can be kept"
+    with case.bar('scoring', min(n_tokens or len(case.store), len(case.store)), 'row') as bar: s,fired,l0s,unit = _stream(case.dictionary, case.store, n_tokens, case.seed, batch_size, bar)
+    n = int(s['n'].sum())
+    return quotients(row_metrics|code_metrics, s, case.seed, unit, case.n_boot, case.level) | _feature_scores(fired, n, case.seed, case.level) | dict(fired=fired, l0_counts=l0s, n=n)
+
+def _spliced(case, baseline, n_sequences, batch_size):
+    with case.bar('splicing', n_sequences, 'seq') as bar: s = _splice(case.dictionary, case.store, case.model, baseline, n_sequences, case.seed, batch_size, bar)
+    return quotients(splice_metrics(baseline), s, case.seed, f"{len(s['n']):,} sequences", case.n_boot, case.level)
+
+def _part(f, case, options):
+    "One evaluation as a dict that can be kept"
+    p = f(case, **options)
+    if odd := {*p.scores}^{*p.about} or {*p.doubts}-{*p.scores}: raise ValueError(f"evaluation {f.__name__}: {', '.join(sorted(odd))} is not both a score and explained")
+    return p._asdict()
+
+# %% ../nbs/50_metrics.ipynb #cf236880
 def evaluate(
     dictionary,              # anything with `codes`, `decode_codes`, `d_in`, `d_sae`; left in the mode it was in
     store,                   # an `ActivationStore` of one site, or a tensor [n, d_in]
     model=None,              # with it, what splicing costs: anything `load_model` takes
+    also=(),                 # further evaluations: names, {name: options}, or 'all' that have what they need; see `evaluations`
+    others=(),               # dictionaries to compare with, e.g. of other seeds, for evaluations that need them
     n_tokens:int=262_144,    # rows to score on; None for all
     n_sequences:int=128,     # sequences to splice into
-    baseline:str='zero',     # against which CE and KL are recovered: 'zero' or 'mean'
+    baseline:str='zero',     # against which CE and KL are recovered: 'zero', 'mean' or 'resample'
     seed:int=None,           # of sampling and bootstrap; the settings' unless given
     batch_size:int=2048,     # rows at a time; changes memory, not results
     sequence_batch:int=8,    # sequences at a time; likewise
     n_boot:int=1000,         # drawings for each interval
     level:float=.95,         # coverage of the intervals
+    keep=True,               # keep what was measured on a store, by content, in the settings' cache; or a folder; or False
     progress:bool=True,      # show a bar
 )->Evaluation:
-    "Score a dictionary: l0, fvu, cosine, shrinkage, density, dead, and ce_recovered, kl_recovered with the raw values; raises ValueError where the parts do not fit or a number is not finite"
+    "Score a dictionary: l0, fvu, cosine, shrinkage, norm_ratio, hoyer, density, dead; ce_recovered, kl_recovered with the raw values; what else is asked for. Raises `UnknownName` for an evaluation or option that does not exist, ValueError where the parts do not fit or a number is not finite"
     seed = seed_of(seed)
     spliced = splice_metrics(baseline)
     _count(n_tokens=n_tokens, n_sequences=n_sequences, batch_size=batch_size, sequence_batch=sequence_batch, n_boot=n_boot); _z(level)
     if isinstance(store, torch.Tensor): store = _Plain(store)
     model = None if model is None else load_model(model)
-    _check(dictionary, store, model)
+    case = Case(dictionary, store, model, tuple(others), seed, level, n_boot, lambda desc, total, unit: _bar(progress, total, desc, unit))
+    _check(dictionary, store, model); also = _wanted(also, case)
+    folder,on = _stored(dictionary, store, keep)
+    about = {k: m.about for k,m in (row_metrics|code_metrics|spliced).items()} | _feature_about
+    doubts,seconds,was = {},{},[]
+    def part(name, make, **what):
+        got,seconds[name],had = kept(on and on|dict(part=name, seed=seed, n_boot=n_boot, level=level)|what, folder, make)
+        if had: was.append(name)
+        return got
     with torch.no_grad(), evaluating(dictionary):
-        with _bar(progress, min(n_tokens or len(store), len(store)), 'scoring', 'row') as bar: s,fired,unit = _stream(dictionary, store, n_tokens, seed, batch_size, bar)
-        n = int(s['n'].sum())
-        scores = _quotients(row_metrics, s, seed, unit, n_boot, level) | _feature_scores(fired, n, seed, level)
-        if model is not None:
-            with _bar(progress, n_sequences, 'splicing', 'seq') as bar: s = _splice(dictionary, store, model, baseline, n_sequences, seed, sequence_batch, bar)
-            scores |= _quotients(spliced, s, seed, f"{len(s['n']):,} sequences", n_boot, level)
-    about = {k: m.about for k,m in (row_metrics|spliced).items()} | _feature_about
-    return Evaluation(_title(dictionary, store), scores, fired, n, about, level)
+        scores = part('core', lambda: _core(case, n_tokens, batch_size), n_tokens=n_tokens)
+        fired,l0s,n = (scores.pop(k) for k in ('fired', 'l0_counts', 'n'))
+        if model is not None: scores |= part('splice', lambda: _spliced(case, baseline, n_sequences, sequence_batch), model=model.revision, n_sequences=n_sequences, baseline=baseline)
+        for name,options in also.items():
+            f = core.evaluations[name]
+            got = part(name, lambda: _part(f, case, options), model=model and model.revision, options=options, version=f.version, source=source_hash(f), others=[fingerprint(o) for o in others])
+            if twice := {*got['scores']}&{*scores}: raise ValueError(f"evaluation {name} reports {', '.join(sorted(twice))}, which is reported already")
+            scores |= got['scores']; about |= got['about']; doubts |= got['doubts']
+    return Evaluation(_title(dictionary, store), scores, fired, n, about, level, l0s, doubts, seconds, tuple(was))
 
 def _title(dictionary, store):
     name = getattr(dictionary, 'name', None) or type(dictionary).__name__

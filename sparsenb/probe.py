@@ -8,7 +8,7 @@ from typing import Callable, NamedTuple
 import numpy as np, torch
 from fastcore.basics import patch
 from .core import seed_of
-from .metrics import Score, _tails, _z, bootstrap, wilson
+from .scores import Score, _tails, _z, bootstrap, wilson
 from .probing import ProbeScores, Rows, average_precision, confusion_rates, control_labels, holdout, online_code, proximity_error, spearman
 from .probing import _activations, _column, _ids, _numpy, _units, _unseen
 

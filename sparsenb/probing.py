@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Callable, NamedTuple
 import numpy as np, torch
 from .core import UnknownName, seed_of, unknown, view
-from .metrics import Score, _tails
+from .scores import Score, _tails
 
 # %% auto #0
 __all__ = ['holdout', 'Rows', 'control_labels', 'online_code', 'confusion_rates', 'average_precision', 'ProbeScores', 'spearman',

@@ -5,7 +5,9 @@ import numpy as np, pytest, torch
 import torch.nn.functional as F
 from sparsenb.core import dictionaries, UnknownName
 from sparsenb.hooks import capture, edited
+from sparsenb import core
 from sparsenb.metrics import bootstrap, evaluate, wilson
+from sparsenb.scores import Part, Score, evaluation
 from sparsenb.models import load_model
 
 torch.set_num_threads(1)
@@ -93,6 +95,21 @@ def test_l0_dead_and_density_are_counts(x):
     assert e['dead'].value==pytest.approx((f[:,10:].sum(0)==0).float().sum().item()/64+10/64) and e['dead'].n==6000
     assert (e['dead'].lo, e['dead'].hi)==pytest.approx(wilson(round(e['dead'].value*64), 64))
 
+def test_features_of_a_token_are_counted_and_their_sparseness_is_hoyers(x):
+    m = topk()
+    e,f = score(m, x, batch_size=700),m.encode(x).detach().double()
+    on = (f!=0).sum(1)
+    np.testing.assert_array_equal(e.l0_counts, torch.bincount(on).numpy())
+    assert e.l0_counts.sum()==6000 and e.l0s().numbers()
+    some = f[on>0]
+    assert e['hoyer'].value==pytest.approx(((8-some.abs().sum(1)/some.norm(dim=1))/7).mean().item())
+    assert score(topk(k=1), x)['hoyer'].value==pytest.approx(1)
+    assert score(axes(16, .5), x)['norm_ratio'].value==pytest.approx(.5) and score(axes(16, 0), x)['norm_ratio'].value==0
+    none = topk()
+    with torch.no_grad(): none.b_enc[:] = -1e4
+    e = score(none, x)
+    assert e.l0_counts.tolist()==[6000] and np.isnan(e['hoyer'].value)
+
 # ---- pooling
 
 def test_pooled_fvu_does_not_depend_on_the_batch_and_a_per_batch_one_would(x):
@@ -152,6 +169,22 @@ def test_splicing_equals_a_reference_that_runs_each_sequence_alone(spliced):
                     ce_recovered=(zero-sp)/(zero-clean), kl_recovered=1-kl_sp/kl_zero)
     assert {k: e[k].value for k in expected}==pytest.approx(expected, rel=1e-4)
     assert e['ce_clean'].n==n==sum(len(s)-1 for s in store.seqs)
+
+def test_resampled_activations_are_those_of_other_tokens_whatever_runs_beside_them(spliced):
+    model,store = spliced
+    seen = []
+    def see(mod, args, kwargs): seen.append((args[0] if args else kwargs['hidden_states']).clone())
+    h = model.module.transformer.h[1].register_forward_pre_hook(see, with_kwargs=True)
+    try: a = score(topk(), store, model, baseline='resample', sequence_batch=12)
+    finally: h.remove()
+    rows = {tuple(r) for r in store.x.numpy().round(5).tolist()}
+    *_,clean,_,drawn = seen
+    moved = (drawn!=clean).any(-1)
+    assert moved.float().mean()>.3 and {tuple(r) for r in drawn[moved].numpy().round(5).tolist()}<=rows
+    b = score(topk(), store, model, baseline='resample', sequence_batch=1)
+    assert values(a)==pytest.approx(values(b), rel=1e-5) and a['kl_resample'].value>.05
+    assert score(axes(16), store, model, baseline='resample')['ce_recovered'].value==pytest.approx(1, abs=1e-5)
+    assert score(topk(), store, model, baseline='resample', seed=1)['ce_resample'].value!=a['ce_resample'].value
 
 def test_the_first_token_and_padding_are_left_as_they_are(spliced):
     model,store = spliced
@@ -223,7 +256,7 @@ def test_one_unit_has_no_interval():
 def test_every_number_says_what_it_rests_on(spliced):
     model,store = spliced
     e = score(topk(), store, model, seed=5)
-    assert set(e)=={'l0','fvu','cosine','shrinkage','density','dead','ce_recovered','kl_recovered','ce_clean','ce_spliced','ce_zero','kl_spliced','kl_zero'}
+    assert set(e)=={'l0','fvu','cosine','shrinkage','norm_ratio','hoyer','density','dead','ce_recovered','kl_recovered','ce_clean','ce_spliced','ce_zero','kl_spliced','kl_zero'}
     for k,s in e.items():
         assert s.lo<=s.value<=s.hi and s.n>0 and s.seed==5 and s.version==f'{k}/1' and s.unit
     assert float(e['fvu'])==e['fvu'].value and json.loads(json.dumps(e.to_dict()))['fvu']['n']==len(store)
@@ -239,6 +272,57 @@ def test_it_prints_as_an_aligned_table_and_draws_as_one(x):
     html = e._repr_html_()
     assert 'fvu' in html and 'density' in html and e.densities().numbers()
     assert json.dumps(score(axes(16, 0), x).to_dict(), allow_nan=False)
+
+# ---- kept results and further evaluations
+
+@pytest.fixture
+def asked(spliced):
+    "The spliced store as one that has an identity, and a toy evaluation that says how often it ran"
+    model,store = spliced
+    ran = []
+    @evaluation(needs=('model',))
+    def toy(case, k=1, fail=False):
+        ran.append(k)
+        if fail: raise KeyboardInterrupt
+        return Part({f'toy_{k}': Score(k/3, float('nan'), float('inf'), 7, case.seed, 'toy/1', 'one run')}, {f'toy_{k}': 'nothing'}, {f'toy_{k}': 'made up'})
+    kept = Store(store.x, None, model, store.seqs); kept.fingerprint = 'abc'
+    core.evaluations._here['toy'] = toy
+    yield model,kept,ran
+    for k in ('toy', 'test_metrics'): core.evaluations._here.pop(k, None)
+
+def test_what_was_measured_is_read_and_any_change_measures_again(asked, tmp_path):
+    model,store,ran = asked
+    seen = []
+    def again(d=None, **kw):
+        seen.clear(); ran.clear()
+        e = evaluate(recorded(d or topk(), seen), store, model, also=['toy'], keep=tmp_path, progress=False, n_boot=50, **kw)
+        return e, bool(seen), len(ran)
+    a,core_ran,n = again()
+    assert core_ran and n==1 and not a.kept and a['toy_1'].hi==np.inf and 'Doubtful: made up' in a.table().html()
+    b,core_ran,n = again()
+    assert not core_ran and n==0 and b.kept==('core','splice','toy') and 'kept from before' in b.table().caption
+    assert {k: tuple(map(str, dataclasses.astuple(s))) for k,s in a.items()}=={k: tuple(map(str, dataclasses.astuple(s))) for k,s in b.items()}
+    np.testing.assert_array_equal(a.fired, b.fired); np.testing.assert_array_equal(a.l0_counts, b.l0_counts)
+    assert again(batch_size=100)[1:]==(False, 0)        # memory only
+    assert again(topk(seed=1))[1:]==(True, 1) and again(seed=3)[1:]==(True, 1) and again(level=.9)[1:]==(True, 1)
+    assert again(baseline='mean')[0].kept==('core','toy') and again(n_tokens=50)[0].kept==('splice','toy')
+    store.fingerprint = 'abd'
+    assert again()[1:]==(True, 1)
+    seen.clear(); evaluate(recorded(topk(), seen), store, keep=False, progress=False); assert seen
+
+def test_a_stopped_evaluation_goes_on_with_what_is_missing(asked, tmp_path):
+    model,store,ran = asked
+    with pytest.raises(KeyboardInterrupt): evaluate(topk(), store, model, also=dict(toy=dict(fail=True)), keep=tmp_path, progress=False)
+    assert evaluate(topk(), store, model, also=dict(toy=dict(k=2)), keep=tmp_path, progress=False).kept==('core','splice')
+
+def test_evaluations_that_do_not_exist_or_lack_something_are_refused_before_anything_runs(asked, x):
+    model,store,ran = asked
+    seen = []
+    m = recorded(topk(), seen)
+    with pytest.raises(UnknownName, match="unknown evaluation 'toys'; did you mean 'toy'"): evaluate(m, store, model, also=['toys'], progress=False)
+    with pytest.raises(UnknownName, match='unknown option of toy'): evaluate(m, store, model, also=dict(toy=dict(kk=2)), progress=False)
+    with pytest.raises(ValueError, match="evaluation 'toy' needs a model"): evaluate(m, x, also=['toy'], progress=False)
+    assert not seen and not ran
 
 # ---- errors
 

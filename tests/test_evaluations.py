@@ -1,0 +1,56 @@
+"Evaluations: what every one of them keeps to, and each one's known values"
+from types import SimpleNamespace as NS
+import numpy as np, pytest, torch
+from sparsenb.core import dictionaries, evaluations
+from sparsenb.metrics import evaluate
+from sparsenb.models import load_model
+from sparsenb.scores import Case, Part, options_of
+from sparsenb.store import ActivationStore
+
+torch.set_num_threads(1)
+
+@pytest.fixture(scope='module')
+def case(tmp_path_factory):
+    "The bundled model, a few pages of its own kind of text, two dictionaries hardly trained"
+    from sparsenb.corpus import load_corpus
+    model = load_model('stdlib-4l', device='cpu')
+    texts = load_corpus([(d.name, d.text[:1500]) for d,_ in zip(load_corpus('stdlib', split='held-out'), range(24))])
+    store = ActivationStore.collect(model, texts, site='resid_post.2', n_tokens=4000, path=tmp_path_factory.mktemp('s')/'acts', seq_len=96, progress=False)
+    a,b = (dictionaries['topk'](store.d_in, 128, k=8, seed=s) for s in (0, 1))
+    return Case(a, store, model, (b,), 0, .95, 100)
+
+@pytest.mark.parametrize('name', [*evaluations])
+def test_every_evaluation_keeps_its_word(case, name, tmp_path):
+    f = evaluations[name]
+    assert f.version>=1 and f.__doc__ and options_of(f, {})=={}
+    e = [evaluate(case.dictionary, case.store, case.model, also=[name], others=case.others, n_tokens=500, n_sequences=2, n_boot=50, keep=keep, progress=False) for keep in (tmp_path, tmp_path, False)]
+    assert e[1].kept[-1]==name and name not in e[2].kept
+    own = {k for k in e[0] if k not in evaluate(case.dictionary, case.store, n_tokens=500, n_boot=2, keep=False, progress=False) and not k.startswith(('ce_', 'kl_'))}
+    assert own, 'it reports nothing of its own'
+    for k in own:
+        s = [x[k] for x in e]
+        assert str(s[0])==str(s[1])==str(s[2]), 'measured again it is another number'
+        assert s[0].version.startswith(f'{k}/') and s[0].n>0 and s[0].unit and e[0].about[k]
+        assert not s[0].lo>s[0].value and not s[0].value>s[0].hi
+    assert e[0].table().html() and name in e[0].seconds
+
+def test_stability_of_the_same_and_of_shuffled_features():
+    g = torch.Generator().manual_seed(1)
+    W = torch.randn(60, 32, generator=g)
+    def found(*others, **kw): return {k: s.value for k,s in evaluations['stability'](Case(NS(W_dec=W), None, None, tuple(NS(W_dec=o) for o in others)), **kw).scores.items()}
+    same = found(W[torch.randperm(60, generator=g)]*3)
+    assert same['mcs']==pytest.approx(1, abs=1e-6) and same['mcs_one_to_one']==pytest.approx(1, abs=1e-6) and same['found_again']==1
+    assert .3<same['mcs_random']<.6
+    half = torch.cat([W[:30], torch.randn(30, 32, generator=g)])
+    assert found(half)['found_again']==.5 and found(half, W)['found_again']==.75
+    assert found(-W)['found_again']<.2 # a feature that points the other way is another feature
+    assert 'mcs_one_to_one' not in found(W, assign=False)
+    with pytest.raises(ValueError, match='at most 8,192 features, got 60 and 9,000'): found(torch.randn(9000, 32), assign=True)
+
+def test_assignment_against_every_permutation():
+    from itertools import permutations
+    from sparsenb.evaluations.stability import assigned_cosines, unit
+    g = torch.Generator().manual_seed(2)
+    A,B = torch.randn(6, 4, generator=g),torch.randn(6, 4, generator=g)
+    c = (unit(A)@unit(B).T).numpy()
+    assert assigned_cosines(A, B).sum().item()==pytest.approx(max(sum(c[i,j] for i,j in enumerate(p)) for p in permutations(range(6))), abs=1e-5)
