@@ -6,6 +6,7 @@ from sparsenb.hooks import capture, replaced, edited, ablate, add, patch
 from sparsenb.store import ActivationStore
 from sparsenb.dictionary import Dictionary, Codes, Step, load_dictionary
 from sparsenb.convert import read_dictionary, write_dictionary, convert
+from sparsenb.lenses import lens
 from sparsenb.metrics import evaluate
 from sparsenb.probing import holdout
 from sparsenb.train import fit, Run, Callback, Progress
