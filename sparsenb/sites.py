@@ -207,11 +207,12 @@ def _opened(module, fns):
     from transformers.masking_utils import eager_mask
     if not hasattr(module, 'set_attn_implementation'): raise ValueError(f"attention patterns of {type(module).__name__} cannot be read: it is neither a transformers model nor a bridge")
     AttentionInterface.register('sparsenb', _attention); AttentionMaskInterface.register('sparsenb', eager_mask)
-    was = module.config._attn_implementation
-    module.set_attn_implementation('sparsenb'); _open_attention.update(fns)
+    was,outer = module.config._attn_implementation,{m: _open_attention.get(m, []) for m in fns}
+    module.set_attn_implementation('sparsenb'); _open_attention.update({m: [*outer[m], *f] for m,f in fns.items()})  # a block within a block: what the outer one does comes first
     try: yield
     finally:
-        for m in fns: _open_attention.pop(m, None)
+        _open_attention.update(outer)
+        for m in [m for m,f in outer.items() if not f]: _open_attention.pop(m, None)
         module.set_attn_implementation(was)
 
 # %% ../nbs/10_sites.ipynb #e8807820
@@ -263,7 +264,9 @@ def example(module:nn.Module, n:int=2, length:int=8):
     dev = next((p.device for p in module.parameters()), torch.device('cpu'))
     vocab = getattr(c, 'vocab_size', None) or getattr(c, 'd_vocab', None)
     if vocab: return torch.randint(min(3, vocab-1), vocab, (n, length), generator=g).to(dev)
-    if hasattr(c, 'image_size'): return torch.randn(n, c.num_channels, c.image_size, c.image_size, generator=g).to(dev)
+    if hasattr(c, 'image_size'):
+        h,w = c.image_size if isinstance(c.image_size, (tuple, list)) else (c.image_size,)*2
+        return torch.randn(n, c.num_channels, h, w, generator=g).to(dev)
     raise ValueError(f"{type(module).__name__} does not say what it takes; run it on an input of yours with capture(model, inputs, sites)")
 
 def run(module:nn.Module, x, mask:Tensor=None):

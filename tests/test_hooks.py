@@ -103,6 +103,17 @@ def test_masks_and_integers_select_positions(model):
     with pytest.raises(TypeError, match='use range'): ablate(positions=slice(2))
     with pytest.raises(TypeError, match='whole numbers'): ablate(heads=[.5])
 
+def test_a_capture_within_an_edit_sees_it_and_leaves_it_in_place(model):
+    ids,_ = model.tokens('def f(x): return x')
+    for site in ('pattern.1', 'z.1'):
+        with edited(model, {site: ablate(heads=0)}):
+            seen = capture(model, ids, site)[site]  # pattern [n, heads, T, T], z [n, T, heads, d_head]
+            first = seen[:,0] if site=='pattern.1' else seen[:,:,0]
+            assert not first.any() and seen.any()
+            after = model.logits(ids)
+        with edited(model, {site: ablate(heads=0)}): assert torch.equal(model.logits(ids), after)  # the capture did not end the edit
+        assert not torch.equal(model.logits(ids), after)
+
 def test_names_asked_for_are_the_keys():
     net = torch.nn.Sequential(torch.nn.Linear(3,4), torch.nn.ReLU())
     assert set(capture(net, torch.randn(2,3), ['1', '0:in']))=={'1', '0:in'}
