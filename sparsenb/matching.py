@@ -51,7 +51,7 @@ def gives_rows(
     bed, # a testbed's class
 )->bool:
     "Whether a testbed gives data with a truth: some give models"
-    return all(hasattr(bed, k) for k in ('sample', 'score')) and (hasattr(bed, 'data') or hasattr(bed, '__iter__'))
+    return all(hasattr(bed, k) for k in ('sample', 'score')) and (hasattr(bed, 'data') or hasattr(bed, '__iter__')) and not getattr(bed, 'gives_model', False)
 
 def entries(
     whats,            # list as for `entry`; an empty one: all the registry has
