@@ -8,10 +8,11 @@ import re
 import numpy as np
 from fastcore.basics import patch
 from .core import view, widgets
+from .metrics import wilson
 from .reading import FeatureIndex
 
 # %% auto #0
-__all__ = []
+__all__ = ['sink_label']
 
 # %% ../nbs/57_cards.ipynb #ef71dec9
 @patch
@@ -104,11 +105,39 @@ def note(self:FeatureIndex, i:int)->str:
     if self.density[i]>self.dense_above: return f"Dense: active on {self.density[i]:.0%} of tokens, so its examples say little about what it means."
     return ''
 
+@patch(as_prop=True)
+def sink_share(self:FeatureIndex)->np.ndarray: # float64 [d_sae]; NaN if dead, or if no sinks are known
+    "Share of each feature's active tokens that are sinks of the store"
+    n = np.where(self.alive, self.n_active, np.nan)
+    return self._col('sink_n')/n if 'sinks' in self.info else n*np.nan
+
+@patch(as_prop=True)
+def sink_mass(self:FeatureIndex)->np.ndarray: # float64 [d_sae]; likewise
+    "Share of each feature's summed activation that falls on sinks of the store"
+    s = np.where(self.alive, self._col('sum'), np.nan)
+    return self._col('sink_sum')/s if 'sinks' in self.info else s*np.nan
+
+@patch(as_prop=True)
+def sink_features(self:FeatureIndex)->np.ndarray: # bool [d_sae]
+    "Which features are about sinks: the lower end of the interval of `sink_share` is above the sinks' share of all tokens by `sink_margin`"
+    out = self.sink_share>self.sink_margin
+    for i in np.flatnonzero(out): out[i] = self._of_sinks(i)
+    return out
+
+@patch
+def _of_sinks(self:FeatureIndex, i):
+    if 'sinks' not in self.info or not self.alive[i]: return False
+    return wilson(int(self._col('sink_n')[i]), int(self._col('n')[i]))[0]>self.info['sinks']['rows']/self.n_tokens+self.sink_margin
+
+FeatureIndex.sink_margin = .25
+sink_label = 'of its activations are on sink tokens'
+
 @patch
 def _stats(self:FeatureIndex, i):
     out = [('% of tokens active', *(100*float(v) for v in (self.density[i], *self.density_interval(i))), f'n = {self.n_tokens:,}')]
     if self.alive[i]:
         out += [('largest activation', float(self.max_act[i]), None, None, f'of {self.n_active[i]:,} active tokens'), ('mean when active', float(self.mean_act[i]), None, None, '')]
+    if self._of_sinks(i): out.append((sink_label, f'sink feature: {self.sink_share[i]:.0%}'.replace('%', ' %'), None, None, f"{self.sink_mass[i]:.0%} of their sum; {self.info['sinks']['rows']/self.n_tokens:.2%} of all tokens are sinks".replace('%', ' %')))
     j,c = self.neighbours(i)
     return (*out, ('nearest decoder cosine', float(c[0]), None, None, f'feature {j[0]}')) if len(j) else tuple(out)
 

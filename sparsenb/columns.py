@@ -43,11 +43,13 @@ class _Bucket:
         out[ok] = self.val[self.order[(self.off[:-1,None]+rank)[ok]]]
         return out
 
-    def sums(self):
-        "Sum of the active values of each feature, float64 [w]"
-        out,on = np.zeros(len(self.n)),self.n>0
-        if on.any(): out[on] = np.add.reduceat(self.val.astype(np.float64), self.off[:-1][on])
-        return out
+    def sums(self, rows=None):
+        "Sum of the active values of each feature, float64 [w]; with `rows`, bool [n_tokens], of those on these rows, and how many they are"
+        out,on,val = np.zeros((2, len(self.n))),self.n>0,self.val.astype(np.float64)
+        here = None if rows is None else rows[self.row]
+        if on.any():
+            for i,v in enumerate([val] if rows is None else [np.where(here, val, 0), here.astype(np.float64)]): out[i,on] = np.add.reduceat(v, self.off[:-1][on])
+        return out[0] if rows is None else (out[0], out[1].astype(np.int64))
 
 # %% ../nbs/69_columns.ipynb #7e87cfc7
 def _histogram(
@@ -184,13 +186,14 @@ def _columns(done, made, lead, n_vocab, folder, cap):
     "Write the columns that come from the codes; returns the active values of some rows, uint32 [n, 3], and which these are"
     cols = {k: _Column(folder/f'{k}.npy', t) for k,t in _types(made, n_vocab).items()}
     seg,kept,some,n = _Segments(done, lead),{},[],made['n_tokens']
-    every = _every(done.total, n)
+    every,sink = _every(done.total, n),done.column('sink')!=0 if done.sinks else None
     u = np.random.default_rng(made['seed']).random((made['d_sae'], made['n_quantiles'], made['n_per_quantile']))
     def one(lo, hi, active):
         b = _Bucket(lo, hi, active)
         ex = _examples(b, seg, *_chosen(b, made['n_top'], u[lo:hi]), made['context'])
         own = dict(n=b.n, sum=b.sums(), max=np.nan_to_num(b.value(np.zeros((hi-lo,1), int))[:,0]),
                    hist=_histogram(b, made['n_bins']), group=_bounds_of_groups(b, made['n_quantiles'])) | {k: ex[k] for k in ('n_ex','f_tok','f_act')}
+        if sink is not None: own |= dict(zip(('sink_sum','sink_n'), b.sums(sink)))
         return ex, own, active[active[:,0]%np.where(active[:,0]<n-n//10, *np.uint32(every))==0]
     for ex,own,pairs in _in_order(one, _buckets(done, cap), _threads()):
         for k,c in cols.items(): c.append(ex[k])

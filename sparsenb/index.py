@@ -72,12 +72,20 @@ def _resting(dictionary):
     finally:
         if training: dictionary.train()
 
-def _stream(done, dictionary, store, chunk, bar):
+def _sinks_of(store):
+    "Channels and threshold by which a store's sink rows are told; None where it has no such rows, or cannot tell"
+    from sparsenb.sinkvalue import tau_of
+    return dict(channels=list(dims), tau=tau_of(store.d_in)) if (dims := getattr(store, 'sink_channels', ())) else None
+
+def _stream(done, dictionary, store, chunk, bar, sinks=None):
     "Run the pass over what is left of its rows: codes are computed here while a thread sorts and writes those before"
+    from sparsenb.sinkvalue import phi
     (a,b),(lo,hi) = done.plan['rows'],done.plan['features']
     keep = None if hi-lo==dictionary.d_sae else (lo, hi)
     bar.update(done.row-a)
-    def write(active, r, s): done.add(active(), r.tok[s], r.pos[s], r.doc[s]); bar.update(len(r.tok[s]))
+    def write(active, r, s):
+        done.add(active(), r.tok[s], r.pos[s], r.doc[s], None if sinks is None else phi(r.x[s], sinks['channels'])>sinks['tau'])
+        bar.update(len(r.tok[s]))
     try:
         with ThreadPoolExecutor(1) as ex:
             last = None
@@ -120,8 +128,8 @@ def _files(folder):
 def _facts(done, dictionary, store, model, made, names):
     "What only the owner of dictionary, store and model can tell; the first pass writes the columns of the weights"
     folder,(tok,pos,doc) = done.folder.parent,(_Joined([done], done.folder).column(k) for k in ('tok','pos','doc'))
-    facts = dict(name=getattr(dictionary, 'name', type(dictionary).__name__), labels=names, lead=int(next(iter(store.sequences(1)))[0][0,0]) if (pos==1).any() else -1,
-                 docs={str(i): str(store.doc_name(i)) for i in np.unique(doc).tolist()}, n_ids=int(tok.max(initial=-1))+1)
+    lead = int(next(iter(store.sequences(1)))[0][0,0]) if (pos==1).any() else -1
+    facts = dict(name=getattr(dictionary, 'name', type(dictionary).__name__), labels=names, lead=lead, docs={str(i): str(store.doc_name(i)) for i in np.unique(doc).tolist()}, n_ids=max(int(tok.max(initial=-1)), lead)+1)
     if done.plan['rows'][0] or done.plan['features'][0]: return facts
     columns,missing = _weights(dictionary, model, made)
     table = _token_table(model, facts['n_ids'])
@@ -170,9 +178,9 @@ def build(cls:FeatureIndex,
     if (folder/'pass.json').exists(): _same(path, _plan_of(folder), plan)
     if (path/'part.json').exists(): return path
     with _room(path), _resting(dictionary):
-        done = _begun(folder, plan, dictionary, store, chunk, cap)
-        with progress(total=plan['rows'][1]-plan['rows'][0], desc='index', unit='tok') as bar: _stream(done, dictionary, store, chunk, bar)
-        facts = _facts(done, dictionary, store, model, made, names)
+        done,sinks = _begun(folder, plan, dictionary, store, chunk, cap),_sinks_of(store)
+        with progress(total=plan['rows'][1]-plan['rows'][0], desc='index', unit='tok') as bar: _stream(done, dictionary, store, chunk, bar, sinks)
+        facts = _facts(done, dictionary, store, model, made, names)|({} if sinks is None else dict(sinks=sinks))
         if whole: return _finish(cls, path, [done], made, facts, facts['docs'], cap).attach(dictionary, model, store)
         sweep(path)
         write_json(path/'part.json', dict(version=VERSION, plan=plan, files=_files(path), **facts))
@@ -210,7 +218,8 @@ def _finish(cls, path, passes, made, facts, docs, cap):
     columns,missing = _activity(some, every, made)
     ids,doc = np.unique(np.load(path/'ex_doc.npy'), return_inverse=True)
     _save(path, columns|dict(ex_doc=doc.astype('u2' if len(ids)<=65536 else 'i4'))); _save_texts(path, 'doc', [docs[str(i)] for i in ids.tolist()])
-    write_json(path/'index.json', dict(version=VERSION, **{k: made[k] for k in ('site','model','d_sae','n_tokens')}, name=facts['name'], labels=facts['labels'], missing=facts['missing']|missing, made=made, files=_files(path)))
+    sinks = dict(sinks=facts['sinks']|dict(rows=int(np.count_nonzero(done.column('sink'))))) if done.sinks and facts.get('sinks') else {}
+    write_json(path/'index.json', dict(version=VERSION, **sinks, **{k: made[k] for k in ('site','model','d_sae','n_tokens')}, name=facts['name'], labels=facts['labels'], missing=facts['missing']|missing, made=made, files=_files(path)))
     shutil.rmtree(path/'partial')
     return cls(path)
 

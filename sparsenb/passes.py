@@ -68,13 +68,14 @@ class _Pass:
         self.f[name].write(b)
         self.size[name],self.crc[name] = self.size.get(name, 0)+len(b), zlib.crc32(b, self.crc.get(name, 0))
 
-    def add(self, active, tok, pos, doc):
-        "Append one chunk and commit it"
+    def add(self, active, tok, pos, doc, sink=None):
+        "Append one chunk and commit it; `sink` says which rows are sinks, and is left out where the pass was begun without"
         n = len(self.bounds)-1
         b = np.repeat(np.arange(n, dtype=np.uint16), np.diff(self.bounds))[active[:,1]]
         o = np.argsort(b, kind='stable')
         for i,part in enumerate(np.split(_take(active, o), np.cumsum(np.bincount(b, minlength=n))[:-1])): self._write(f'codes-{i:03d}', part)
-        for k,a in dict(tok=tok, pos=pos, doc=doc).items(): self._write(k, np.asarray(a, np.int32))
+        sinks = {} if sink is None or ('tok' in self.size and 'sink' not in self.size) else dict(sink=sink)
+        for k,a in dict(tok=tok, pos=pos, doc=doc, **sinks).items(): self._write(k, np.asarray(a, np.int32))
         for f in self.f.values(): f.flush()
         self.row += len(tok)
         write_json(self.file, dict(plan=self.plan, row=self.row, bounds=self.bounds, size=self.size, crc=self.crc))
@@ -91,9 +92,10 @@ class _Joined:
         self.total = sum(n for p in passes for k,n in p.size.items() if k.startswith('codes'))//12
         rows = {p.plan['rows'][0]: p.folder for p in passes}  # passes of the same rows hold the same tokens
         self.text = [rows[r] for r in sorted(rows)]
+        self.sinks = all('sink' in p.size for p in passes)
 
     def column(self, name):
-        "Tokens, positions or documents of all rows"
+        "Tokens, positions or documents of all rows; `sink` where all passes told sinks"
         if len(self.text)==1: return _mapped(self.text[0]/f'{name}.bin')
         with open(self.folder/f'joined-{name}.bin', 'wb') as f:
             for p in self.text: f.write((p/f'{name}.bin').read_bytes())

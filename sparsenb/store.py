@@ -14,11 +14,14 @@ from .corpus import load_corpus
 from .models import load_model
 from .hooks import capture
 from .shards import _dtype, _held, _lines, _manifests, _moments, _row_bytes
-from .writer import _Writer, _clean
+from .sinkvalue import _asked, _narrow, _report, _statistics, _told, checked_tau, phi
+from .mixing import _Reader, _ahead, _steps
+from .writer import _Writer, _clean, _sinks
+from .kept import _in_files, _Kept, _KeptOrder, _Places
 from .acts import ActivationStore, Rows, _inputs, _pad, _Segment
 
 # %% auto #0
-__all__ = []
+__all__ = ['SelectedRows']
 
 # %% ../nbs/30_store.ipynb #89c864e2
 def _shuffled(docs, seed, most=64_000_000):
@@ -81,6 +84,91 @@ def _batch_columns(model, batch, sites, dtype, skip_bos):
         x = acts[s].flatten(2)[mask.to(acts[s].device)]
         cols[s] = _finite(x, x.to(dtype), lambda i: (batch[seg[i]], int(pos[i]), int(cols['tok'][i])), s, model).cpu()
     return cols
+
+# %% ../nbs/30_store.ipynb #566b192e
+@patch
+def _by_value(self:ActivationStore, token_text=None)->dict:
+    "Massive channels and sinks by value, from the last line, from the shards' tallies, or from a sample"
+    if token_text: return _report(self._shards, self.site, self.stats, self._first, token_text)
+    if 'value' in self.stats: return self.stats['value']
+    if not hasattr(self, '_value'): self._value = _report(self._shards, self.site, self.stats, self._first)
+    return self._value
+
+@patch(as_prop=True)
+def sink_channels(self:ActivationStore)->tuple:
+    "Massive channels, in which a sink row is told; empty where there are none, or fewer than 64 channels"
+    return tuple(c['channel'] for c in self._by_value()['channels'])
+
+@patch
+def sink_rows(self:ActivationStore,
+    by:str='value',  # or 'norm': above 100 times the median, as `sinks`
+    dims=None,       # channels that make a sink; None: `sink_channels`
+    tau:float=None,  # a sink's value is above; None: 20 from width 4096 on, .31 √d below
+)->np.ndarray:       # int64 [n]
+    "Numbers of the rows that are sinks; by value, reads the store once. Raises `UnknownName` and ValueError for what cannot be measured"
+    dims,tau = _asked('mask', by, dims, tau, self.d_in)
+    if by=='norm': return self.sinks
+    if dims is None and self.d_in<_narrow: raise ValueError(f"{self.site} has {self.d_in} channels; with fewer than {_narrow} noise is above tau={tau:.3g}, so no channels were concluded: name them with dims, or take by='norm'")
+    if not (dims := self.sink_channels if dims is None else dims): return np.zeros(0, np.int64)
+    out = [np.flatnonzero(torch.cat([phi(c, dims)>tau for c in x.split(8192)]).numpy())+a for x,a in zip(self._shards.chunks(self.site), self._shards.starts) if len(x)]
+    return np.concatenate(out)
+
+# %% ../nbs/30_store.ipynb #7693e9e7
+class SelectedRows(ActivationStore):
+    "Those rows of a store that are no sinks, or only these, read as a store; `whole` is the store. Made by `select`"
+    def __init__(self,
+        whole:ActivationStore, # of one site
+        rows:_Places,  # which of its rows
+        how:dict,      # what they were selected by
+    ):
+        super().__init__(whole.path, whole._lines, whole.site, _Kept(whole._shards, rows))
+        self.whole,self.how,self._rows,self._stats,self._files = whole,how,rows,None,None
+
+    def __getitem__(self, site:str): return SelectedRows(self.whole[site], self._rows, self.how) # the same rows of another site
+    def __repr__(self): return f"{super().__repr__()}, {'without' if self.how['sinks']=='mask' else 'only'} sinks by {self.how['by']}, of {len(self.whole):,}"
+    @property
+    def stats(self)->dict:
+        "Statistics of these rows alone"
+        if self._stats is None:
+            s = self._shards
+            out = _statistics([_moments(x)[0] for x in s.chunks(self.site) if len(x)], lambda: s.chunks(f'norm:{self.site}'))
+            n,which = _sinks(s.chunks(f'norm:{self.site}'), s.chunks('tok'), s.chunks('pos'), 100*out['norms']['median'])
+            self._stats = out | dict(sinks=dict(n=n, tokens=[[t, str(t), p, c] for (t,p),c in which]), fingerprint=hashlib.blake2b(json.dumps([self.whole.fingerprint, self.how], sort_keys=True).encode(), digest_size=16).hexdigest())
+        return self._stats
+    @property
+    def segments(self): return self.whole.segments
+    def sequences(self, *args, **kw): return self.whole.sequences(*args, **kw) # what the model saw, sinks included
+    def context(self, row:int, left:int=24, right:int=8):
+        "As of the whole store, sinks included"
+        if not 0<=row<len(self): raise IndexError(f"row {row} does not exist: {len(self)} rows were selected")
+        return self.whole.context(int(self._rows.span(row, row+1)[0]), left, right)
+    def batches(self, batch_size, n_tokens=None, seed=None, start=0, device='cpu'):
+        "As of a store, over these rows"
+        if self._files is None: self._files = _in_files(self._rows)
+        r = _Reader(self.whole._shards, self.site, len(self.whole), batch_size, seed_of(seed), device)
+        r.order = _KeptOrder(self._files, seed_of(seed))
+        return _ahead(r, _steps(batch_size, n_tokens, start))
+    def upload(self, url): raise ValueError('rows that were selected are not stored on their own: upload the whole store, and select there')
+    def _by_value(self, token_text=None): return dict(tau=checked_tau(None, self.d_in), rows=len(self), whole=True, channels=[], sinks=None)
+
+# %% ../nbs/30_store.ipynb #46d8e999
+@patch
+def select(self:ActivationStore,
+    sinks:str='mask',  # leave sink rows out; 'only': nothing else; 'keep': the store as it is
+    by:str='value',    # what tells a sink: 'value' or 'norm', see `sink_rows`
+    dims=None,         # channels that make a sink; None: `sink_channels`
+    tau:float=None,    # a sink's value is above; None: 20 from width 4096 on, .31 √d below
+)->ActivationStore:    # of one site
+    "Read the store without its sink rows, or these alone; reads it once. Raises `UnknownName`; ValueError for a threshold out of reach, and where no row is left"
+    asked,tau = _asked(sinks, by, dims, tau, self.d_in)
+    if sinks=='keep': return self
+    if isinstance(self, SelectedRows): raise ValueError('rows were selected already: select from .whole')
+    rows = self.sink_rows(by, asked, None if by=='norm' else tau)
+    dims,n = asked or self.sink_channels if by=='value' else None, len(self)
+    said = f"value above tau={tau:.3g} in channels {', '.join(map(str, dims)) or 'of which none is massive'}" if by=='value' else 'norm above 100 times the median'
+    if sinks=='mask' and len(rows)==n: raise ValueError(f"all {n:,} rows of {self.site} in {self.path} are sinks ({said}): nothing is left to read; {'raise tau, or name other channels with dims' if by=='value' else 'keep them'}")
+    if sinks=='only' and not len(rows): raise ValueError(f"no row of {self.site} in {self.path} is a sink ({said}): there is nothing to read")
+    return SelectedRows(self, _Places(rows, n, sinks=='only'), dict(sinks=sinks, by=by, site=self.site) | (dict(dims=dims, tau=tau) if by=='value' else {}))
 
 # %% ../nbs/30_store.ipynb #b3f559dd
 def _tokenizer_hash(tokenizer)->str:
@@ -164,20 +252,27 @@ def collect(cls:ActivationStore,
     progress:bool=True,       # show a bar
     rank:int|str=0,           # which of several processes this is; 'env': RANK and WORLD_SIZE say
     world:int=1,              # how many share the work
+    sinks:str='keep',         # what is read of the store: all rows, 'mask' (no sinks) or 'only' (sinks); all are stored
+    sink_by:str='value',      # what tells a sink: 'value' or 'norm'
+    sink_dims=None,           # channels that make a sink; None: the massive ones
+    sink_tau:float=None,      # a sink's value is above; None: 20 from width 4096 on, .31 √d below
 )->ActivationStore:           # finished, and open; None where other processes have not finished theirs
     "Store activations of a text; goes on with an unfinished store, opens a finished one. Raises `UnknownName`; ValueError for a store of other settings, text without tokens, NaN, a rank outside the world; RuntimeError while another process writes; OSError for a folder that cannot be written or a full disk"
     (rank,world),model,corpus = _rank(rank, world),load_model(model),load_corpus(corpus)
     header = _header(model, corpus, site, n_tokens, seq_len, batch_size, dtype, shard_rows, seed_of(seed) if shuffle else None, skip_bos)
+    for d in header['sites'].values(): _asked(sinks, sink_by, sink_dims, sink_tau, d)
+    if sinks!='keep' and len(header['sites'])>1: raise ValueError(f"sinks are told at one site: collect {', '.join(header['sites'])} with sinks='keep', then store[{next(iter(header['sites']))!r}].select({sinks!r})")
+    read = lambda: cls.open(path) if sinks=='keep' else cls.open(path).select(sinks, sink_by, sink_dims, sink_tau)
     path = Path(path) if path is not None else settings().cache/'acts'/hashlib.blake2b(json.dumps(header).encode(), digest_size=8).hexdigest()
     lines = _lines(path)
     if lines: _same(path, lines[0], header)
     if lines and lines[-1]['kind']=='final':
         if len(_manifests(path))>1: _clean(path)  # who finished it was killed before this
-        return cls.open(path)
+        return read()
     with _Writer(path, lines[0] if lines else header, rank, world) as w, contextlib.ExitStack() as stack:
         bar = stack.enter_context(progress_bar(total=header['n_tokens'], desc=f"collecting {', '.join(header['sites'])}", unit='tok')) if progress else None
         done = _harvest(w, model, corpus, bar)
-    return cls.open(path) if done else None
+    return read() if done else None
 
 # %% ../nbs/30_store.ipynb #012c1ddf
 @patch(as_prop=True)
@@ -186,8 +281,10 @@ def dead_warning(self:ActivationStore)->str:
     return 'low' if self.gamma<.5 else 'medium' if self.gamma<2 else 'high'
 
 @patch
-def describe(self:ActivationStore):
-    "A Table of size, gamma, norms, sink tokens and the warning about dead features"
+def describe(self:ActivationStore,
+    model=None, # for the words of sink tokens where the store was not collected from text: anything `load_model` takes
+):
+    "A Table of size, gamma, norms, sink tokens, massive channels and the warning about dead features"
     norms,sinks,g = self.stats['norms'],self.stats['sinks'],self.gamma
     share = g*g/(1+g*g) if g<math.inf else 1.
     which = ', '.join(f'{t!r} at position {p} ({c:,})' for _,t,p,c in sinks['tokens'][:5])
@@ -196,5 +293,6 @@ def describe(self:ActivationStore):
         ('gamma', g, f'the mean carries {share:.1%} of the mean squared norm'),
         ('norm, median', norms['median'], ''), ('norm, 99 %', norms['p99'], ''), ('norm, largest', norms['max'], f"{norms['max']/norms['median']:,.1f} times the median" if norms['median'] else ''),
         ('sink tokens', sinks['n'], f'norm above 100 times the median: {which}' if which else 'none has a norm above 100 times the median'),
+        *_told(self._by_value(load_model(model).token_text if model is not None else None), self.d_in, len(self)),
         ('dead features', self.dead_warning, 'warning level read from gamma')),
         caption=f"All {len(self):,} rows; quantiles are exact. The warning level is a rule of thumb (rank correlation of gamma with the share of dead features about 0.89 over 454 layers), not a forecast of a number; centring on the mean helps.")

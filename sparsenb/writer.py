@@ -4,14 +4,15 @@
 
 # %% ../nbs/28_writer.ipynb #0c30486e
 from __future__ import annotations
-import contextlib, errno, hashlib, itertools, json, math, os
+import contextlib, errno, hashlib, itertools, json, os
 from collections import Counter
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from .core import atomic_file, show_bytes, sweep, writable
 from .locks import Lock
-from .shards import _Moments, _Shards, _held, _lines, _manifests, _mixed, _moments, _nth, _pack, _read_manifest, _row_bytes, _to_bytes, _write_shard
+from .shards import _Moments, _Shards, _held, _lines, _manifests, _mixed, _moments, _pack, _read_manifest, _row_bytes, _to_bytes, _write_shard
+from .sinkvalue import _report, _statistics, _tally
 
 # %% auto #0
 __all__ = []
@@ -109,26 +110,27 @@ def commit(self:_Writer, cursor):
 
 @patch
 def _columns(self:_Writer)->tuple:
-    "The buffer as columns of a shard, with the moments of each site"
+    "The buffer as columns of a shard, with the moments of each site and what tells its sinks"
     a,cols = self.unit*self.header['shard_rows'],{k: b[:self.fill] for k,b in self.buffer.items()}
-    order,head,body,moments = None,{k: cols[k] for k in ('tok','pos','doc')},{},{}
+    order,head,body,moments,sinks = None,{k: cols[k] for k in ('tok','pos','doc')},{},{},{}
     if self.header['version']>1:
         order = _mixed(a, a+self.fill)-a
         head['at'] = torch.empty(self.fill, dtype=torch.int32)
         head['at'][torch.from_numpy(order)] = torch.arange(self.fill, dtype=torch.int32)
     for s in self.sites:
         moments[s],head[f'norm:{s}'] = _moments(cols[s])
+        sinks[s] = _tally(cols[s], cols['pos']==int(self.header['skip_bos']))
         if self.header['dtype']=='int8': body[s],head[f'scale:{s}'],head[f'smooth:{s}'] = _to_bytes(cols[s])
         else: body[s] = cols[s]
-    return head|body,order,moments
+    return head|body,order,moments,sinks
 
 @patch
 def _commit(self:_Writer, cursor):
-    file,(cols,order,moments) = f'{self.unit:05d}.safetensors',self._columns()
+    file,(cols,order,moments,sinks) = f'{self.unit:05d}.safetensors',self._columns()
     docs = cols['doc'].unique().tolist()
     info = _write_shard(self.path/file, cols, None if order is None else torch.from_numpy(order))
     self._append(dict(kind='shard', file=file, rows=self.fill, **info, cursor=cursor, docs=[[d, self.names[d]] for d in docs],
-                      moments={s: dict(n=m.n, mean=m.mean.tolist(), m2=m.m2.tolist()) for s,m in moments.items()}))
+                      moments={s: dict(n=m.n, mean=m.mean.tolist(), m2=m.m2.tolist()) for s,m in moments.items()}, sinks=sinks))
     self.done[self.unit] = self.lines[-1]
     self.n,self.fill,self.names = self.n+self.fill,0,{d: n for d,n in self.names.items() if d>=docs[-1]}
 
@@ -153,12 +155,12 @@ def _final(path, lines, token_text)->dict:
     n,final = int(shards.starts[-1]),{}
     for s in lines[0]['sites']:
         ms = [_Moments(m['n'], np.array(m['mean']), np.array(m['m2'])) for m in (l['moments'][s] for l in shards.shards)]
-        m,norms = sum(ms[1:], ms[0]),lambda: shards.chunks(f'norm:{s}')
-        var,(median,p99,most) = m.m2/n,(_nth(norms, k) for k in ((n-1)//2, math.ceil(.99*n)-1, n-1))
-        n_sinks,which = _sinks(norms(), shards.chunks('tok'), shards.chunks('pos'), 100*median)
-        final[s] = dict(mean=m.mean.tolist(), std=np.sqrt(var).tolist(), sq_norm=float((m.mean**2+var).sum()), norms=dict(median=median, p99=p99, max=most),
-                        sinks=dict(n=n_sinks, tokens=[[t, token_text([t])[0] if token_text else str(t), p, c] for (t,p),c in which]),
-                        fingerprint=_fingerprint(lines[0], shards.shards, s))
+        norms = lambda: shards.chunks(f'norm:{s}')
+        out = _statistics(ms, norms)
+        n_sinks,which = _sinks(norms(), shards.chunks('tok'), shards.chunks('pos'), 100*out['norms']['median'])
+        final[s] = out|dict(sinks=dict(n=n_sinks, tokens=[[t, token_text([t])[0] if token_text else str(t), p, c] for (t,p),c in which]),
+                            fingerprint=_fingerprint(lines[0], shards.shards, s))
+        if all('sinks' in l for l in shards.shards) and (value := _report(shards, s, final[s], int(lines[0]['skip_bos']), token_text))['channels']: final[s]['value'] = value
     return dict(kind='final', n=n, sites=final)
 
 # %% ../nbs/28_writer.ipynb #b98fd1ad

@@ -8,34 +8,14 @@ import math
 from dataclasses import dataclass
 import numpy as np, torch
 from torch import Tensor
+from ..sinkvalue import normed, phi, tau_of
 from ..core import analyses, seed_of, view
 from ..metrics import bootstrap
 from ..models import load_model
 from ..sites import evaluating, hooking, run
 
 # %% auto #0
-__all__ = ['normed', 'phi', 'tau_of', 'SinkValue', 'sink_value']
-
-# %% ../../nbs/analyses/sink_value.ipynb #89e6ea74
-def normed(
-    x:Tensor,  # (…, d)
-)->Tensor:     # (…, d)
-    "|x| after an RMS norm without gain"
-    x = x.float()
-    return x.abs()/(x.square().mean(-1, keepdim=True)+1e-6).sqrt()
-
-def phi(
-    x:Tensor,  # (…, d): input of a layer
-    dims,      # channels that make a sink
-)->Tensor:     # (…,): 0 to √d
-    "Sink value (Kang et al. 2025, arXiv 2503.03321)"
-    return normed(x)[...,list(dims)].amax(-1)
-
-def tau_of(
-    d:int,  # width of the residual stream
-)->float:
-    "Threshold of the sink value: the paper's 20 from width 4096 on, below that the same share of √d"
-    return 20*math.sqrt(min(d, 4096)/4096)
+__all__ = ['SinkValue', 'sink_value']
 
 # %% ../../nbs/analyses/sink_value.ipynb #8526de3d
 @dataclass(frozen=True, repr=False, eq=False)
