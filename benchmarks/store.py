@@ -1,6 +1,12 @@
-"The store's files: writing, shuffled reading, raw reading of the same files, and mixing (256 wide, one thread)"
+"""The store's files: writing, shuffled reading, raw reading of the same files, and mixing (256 wide, one thread)
+
+Two floors are meant. From the disk: the same files read from beginning to end, by the clock; before each reading of either kind the system is told to
+drop their pages (also the mapped ones), so both come from below the page cache, though a virtual disk's host may keep a cache of its own. Checksums are
+taken before. From memory: processor seconds of both threads together, against what no shuffled reader of float32 batches can do without, which is to
+read the files once, gather rows at random and turn them to float32. Arms take turns; ratios are medians over rounds of the quotient within a round.
+"""
 from _common import report
-import math, os, tempfile, time
+import ctypes, math, mmap, os, statistics, tempfile, time
 from pathlib import Path
 import numpy as np, torch
 from sparsenb.mixing import _Order
@@ -10,25 +16,37 @@ from sparsenb.store import ActivationStore
 torch.set_num_threads(1)
 N,D,SIZE = 524_288,256,4096  # rows, their width, rows of a batch
 
-def forget(files):
-    "Have the system drop files from its memory, so that the disk is read"
+def forget(files, store=None):
+    "Have the system drop files from its memory, so that the disk is read; what `store` has mapped of them, too"
+    for t in (t for c in store._shards._open.values() for t in c.values()) if store else ():
+        a = -(-t.data_ptr()//mmap.PAGESIZE)*mmap.PAGESIZE
+        if t.data_ptr()+t.nbytes>a: ctypes.CDLL(None).madvise(ctypes.c_void_p(a), ctypes.c_size_t((t.data_ptr()+t.nbytes-a)//mmap.PAGESIZE*mmap.PAGESIZE), mmap.MADV_DONTNEED)
     for f in files:
         fd = os.open(f, os.O_RDONLY)
         os.fsync(fd); os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED); os.close(fd)
 
-def raw(files)->float:
+def raw(files, clock=time.perf_counter)->float:
     "Seconds to read files from beginning to end"
-    t,b = time.perf_counter(),bytearray(1<<22)
+    t,b = clock(),bytearray(1<<22)
     for f in files:
         with open(f, 'rb', buffering=0) as h:
             while h.readinto(b): pass
-    return time.perf_counter()-t
+    return clock()-t
 
-def shuffled(store, n=N)->float:
+def shuffled(store, n=N, clock=time.perf_counter)->float:
     "Seconds to read an epoch of shuffled batches, as they come to a training"
-    t = time.perf_counter()
+    t = clock()
     for _ in store.batches(SIZE, n_tokens=n, seed=0): pass
-    return time.perf_counter()-t
+    return clock()-t
+
+def floor(files, dtype)->float:
+    "Processor seconds of what an epoch cannot do without: a raw reading, a random gather of rows from a pool, float32"
+    pool,order = torch.zeros(N//2, D, dtype=getattr(torch, dtype)),torch.randperm(N//2, generator=torch.Generator().manual_seed(0)).split(SIZE)
+    few,out = torch.empty(SIZE, D, dtype=pool.dtype),torch.empty(SIZE, D)
+    t = raw(files, time.process_time)
+    begun = time.process_time()
+    for at in (*order, *order): out.copy_(torch.index_select(pool, 0, at, out=few))
+    return t+time.process_time()-begun
 
 def written(x, files)->float:
     "Seconds to write as many bytes without a format, with fsync"
@@ -39,20 +57,21 @@ def written(x, files)->float:
         f.with_suffix('.raw').unlink()
     return time.perf_counter()-t
 
-def measured(x, dtype, folder, rounds=2)->dict:
+def measured(x, dtype, folder, rounds=5)->dict:
     t = time.perf_counter()
     s = ActivationStore.from_rows(folder/dtype, x, dtype=dtype)
     write = time.perf_counter()-t
     files = sorted(s.path.glob('*.safetensors'))
     mb = sum(f.stat().st_size for f in files)/1e6
     shuffled(s)  # checksums are taken once
-    cold,warm,seq,seq_cold = [],[],[],[]
+    cold,raw_cold,warm,least = [],[],[],[]
+    for _ in range(rounds): warm.append(shuffled(s, clock=time.process_time)); least.append(floor(files, dtype))
     for _ in range(rounds):
-        forget(files); s._shards._open.clear(); fresh = ActivationStore.open(s.path); cold.append(shuffled(fresh))
-        forget(files); seq_cold.append(raw(files))
-        seq.append(raw(files)); warm.append(shuffled(s))
-    out = dict(MB=mb, write=mb/write, raw_write=mb/written(x, files), cold=mb/np.median(cold), raw_cold=mb/np.median(seq_cold), warm=mb/np.median(warm), raw_warm=mb/np.median(seq), rows_per_second=N/np.median(warm))
-    return {f'{dtype}_{k}': round(float(v)) for k,v in out.items()} | {f'{dtype}_cold_over_raw': float(np.median(np.array(seq_cold)/cold)), f'{dtype}_warm_over_raw_cold': float(np.median(seq_cold)/np.median(warm))}
+        forget(files, s); cold.append(shuffled(s))
+        forget(files, s); raw_cold.append(raw(files))
+    m = statistics.median
+    out = dict(MB=mb, write=mb/write, raw_write=mb/written(x, files), cold=mb/m(cold), raw_cold=mb/m(raw_cold), MB_per_processor_second=mb/m(warm), rows_per_processor_second=N/m(warm))
+    return {f'{dtype}_{k}': round(float(v)) for k,v in out.items()} | {f'{dtype}_cold_over_raw': m(r/c for r,c in zip(raw_cold, cold)), f'{dtype}_processor_over_floor': m(w/f for w,f in zip(warm, least)), f'{dtype}_processor_over_raw_cold': m(r/w for r,w in zip(raw_cold, warm))}
 
 def inflation(n=4_194_304, rho=.3, steps=1024)->float:
     "Variance of batch means over that of independent rows, for rows sharing `rho` of their variance with their context of 256"

@@ -4,13 +4,13 @@
 
 # %% ../nbs/27_mixing.ipynb #17b61e1f
 from __future__ import annotations
-import itertools, math, sys
+import contextlib, ctypes, itertools, math, mmap, sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 import numpy as np, torch
 from fastcore.basics import patch
-from .shards import _Bytes, _Shards, _mixed, _window
+from .shards import _Shards, _mixed, _window
 
 # %% auto #0
 __all__ = []
@@ -34,11 +34,14 @@ class _Order:
         b = np.minimum(np.minimum(a+self.block, (a//self.window+1)*self.window), self.n)
         return a, b, np.append(first, len(a)), np.append(0, np.add.reduceat(b-a, first).cumsum())
 
-    def pool(self, e:int, p:int)->tuple[np.ndarray,np.ndarray,np.ndarray]:
-        "The blocks of a pool, ascending, as first rows and ends, and the order in which it gives its rows out"
+    def cut(self, e:int, p:int)->tuple[np.ndarray,np.ndarray]:
+        "The blocks of a pool, ascending, as first rows and ends"
         a,b,first,_ = self.epoch(e)
-        i = np.sort(a[first[p]:first[p+1]])
-        j = np.sort(b[first[p]:first[p+1]])
+        return np.sort(a[first[p]:first[p+1]]), np.sort(b[first[p]:first[p+1]])
+
+    def pool(self, e:int, p:int)->tuple[np.ndarray,np.ndarray,np.ndarray]:
+        "The blocks of a pool, and the order in which it gives its rows out"
+        i,j = self.cut(e, p)
         return i, j, np.random.default_rng([self.seed, e, p+1]).permutation(int((j-i).sum()))
 
     def pieces(self, step:int, size:int):
@@ -67,11 +70,31 @@ def _pieces(self:_Shards, a:int, b:int, n:int):
         at = torch.from_numpy(rows[mine.numpy()]-self.starts[i])
         yield i,self.columns(i)['at'][at].long() if 'at' in self.columns(i) else at,mine
 
+try: _madvise = ctypes.CDLL(None).madvise if hasattr(mmap, 'MADV_WILLNEED') else None
+except (OSError, AttributeError, TypeError): _madvise = None
+
+def _announce(t:torch.Tensor):
+    "Have the system read a piece of a mapped file, without waiting for it"
+    a = t.data_ptr()//mmap.PAGESIZE*mmap.PAGESIZE
+    _madvise(ctypes.c_void_p(a), ctypes.c_size_t(t.data_ptr()+t.nbytes-a), mmap.MADV_WILLNEED)
+
+@patch
+def announce(self:_Shards, name:str, first:np.ndarray, end:np.ndarray):
+    "Tell the system of blocks that will be asked for, of shards that are here"
+    if self.remote or _madvise is None: return
+    for i,a,b in zip((np.searchsorted(self.starts, first, side='right')-1).tolist(), first.tolist(), end.tolist()):
+        if i not in self._open or b>self.starts[i+1]: continue # its checksum will be taken first, which reads all of it; or it goes on in the next one
+        _announce(self._open[i][name][a-int(self.starts[i]):b-int(self.starts[i])])
+
+def _large(*shape, dtype)->torch.Tensor:
+    "Memory for a pool; NumPy asks for large pages, which torch does not"
+    return torch.from_numpy(np.empty(math.prod(shape)*dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
 @patch
 def blocks(self:_Shards, name:str, first:np.ndarray, end:np.ndarray, old:dict=None)->dict:
     "Blocks of the files' order of one site: its rows as they are stored and, for int8, what turns them to floats; in the memory of `old`, if they fit"
     like,at,n = self.columns(int(np.searchsorted(self.starts, first[0], side='right'))-1),np.append(0, (end-first).cumsum()),int(self.starts[-1])
-    out = {'x': old['x'][:at[-1]] if old and len(old['x'])>=at[-1] else torch.empty(int(at[-1]), *like[name].shape[1:], dtype=like[name].dtype)}
+    out = {'x': old['x'][:at[-1]] if old and len(old['x'])>=at[-1] else _large(int(at[-1]), *like[name].shape[1:], dtype=like[name].dtype)}
     if f'scale:{name}' in like: out |= dict(scale=torch.empty(int(at[-1])), shard=torch.empty(int(at[-1]), dtype=torch.int64), smooth=torch.ones(len(self.shards), like[name].shape[1]))
     for a,b,o in zip(first.tolist(), end.tolist(), at.tolist()):
         for i,src,dst in self._pieces(a, b, n):
@@ -81,11 +104,28 @@ def blocks(self:_Shards, name:str, first:np.ndarray, end:np.ndarray, old:dict=No
     return out
 
 # %% ../nbs/27_mixing.ipynb #db8e992f
+class _Loan:
+    "Lends an array to all that is made of it; when the last of them goes, the array comes back to `free`"
+    def __init__(self, array, free, most): self.array,self.free,self.most = array,free,most
+    @property
+    def __array_interface__(self): return self.array.__array_interface__
+    def __del__(self):
+        if len(self.free)<self.most: self.free.append(self.array)
+
+class _Lender:
+    "float32 tensors of one shape at a time, in memory that was used before"
+    def __init__(self, most:int=8): self.free,self.most,self.shape = [],most,None
+    def __call__(self, *shape)->torch.Tensor: # not initialised
+        if shape!=self.shape: self.free,self.shape = [],shape # loans that are out come back to the old list, and go with it
+        with contextlib.suppress(IndexError): return torch.from_numpy(np.asarray(_Loan(self.free.pop(), self.free, self.most)))
+        return torch.from_numpy(np.asarray(_Loan(torch.empty(shape).numpy(), self.free, self.most)))
+
+# %% ../nbs/27_mixing.ipynb #a94cbb2a
 class _Reader:
     "Shuffled batches of one site; holds one pool"
     def __init__(self, shards, site, n, batch_size, seed, device):
         self.shards,self.site,self.size,self.device = shards,site,batch_size,device
-        self.order,self.key,self.held,self.few = _Order(n, seed),None,(None, None),None
+        self.order,self.key,self.held,self.few,self.lend,self.next = _Order(n, seed),None,(None, None),None,_Lender(),None
 
     def __call__(self, step:int)->torch.Tensor:
         "Batch number `step`, float32"
@@ -94,16 +134,27 @@ class _Reader:
             if (e,p)!=self.key:
                 i,j,order = self.order.pool(e, p)
                 self.key = None  # until the next pool is whole
+                self._announce(e, p)
                 self.held,self.key = (self.shards.blocks(self.site, i, j, self.held[0]), torch.from_numpy(order)),(e,p)
             parts.append(self._rows(self.held[0], self.held[1][a:b]))
+            if 2*b>len(self.held[1]): self._look_ahead(e, p)
         return parts[0] if len(parts)==1 else torch.cat(parts)
+
+    def _look_ahead(self, e, p):
+        "Tell the system of the next pool, once"
+        self._announce(*((e,p+1) if p+2<len(self.order.epoch(e)[2]) else (e+1,0)))
+
+    def _announce(self, *pool):
+        if pool!=self.next: self.next = pool; self.shards.announce(self.site, *self.order.cut(*pool))
 
     def _rows(self, h, at)->torch.Tensor:
         "Rows of the pool, float32, on the device"
+        here = torch.device(self.device).type=='cpu'
+        if here and h['x'].dtype==torch.float32: return torch.index_select(h['x'], 0, at, out=self.lend(len(at), *h['x'].shape[1:]))
         if self.few is None or len(self.few)<len(at): self.few = torch.empty(len(at), *h['x'].shape[1:], dtype=h['x'].dtype)
         x = torch.index_select(h['x'], 0, at, out=self.few[:len(at)])
-        if 'scale' in h: return _Bytes(x, h['scale'][at], 1.).float().mul_(h['smooth'][h['shard'][at]]).to(self.device)
-        return torch.empty(x.shape, device=self.device).copy_(x)  # never the memory that is used again
+        if 'scale' in h: return self.lend(*x.shape).copy_(x).mul_(h['scale'][at][:,None]).mul_(h['smooth'][h['shard'][at]]).to(self.device)
+        return (self.lend(*x.shape) if here else torch.empty(x.shape, device=self.device)).copy_(x)
 
 def _ahead(read, steps, depth=4, ending=sys.is_finalizing):
     "`read(step)` for each step, computed in a thread up to `depth` steps ahead; the thread ends with the iterator"

@@ -335,6 +335,30 @@ def test_torn_manifest_line_is_redone(copy, model, whole):
 
 # -- shuffled reading -------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int8'])
+def test_memory_of_a_batch_serves_again_only_when_nothing_uses_it(dtype, tmp_path):
+    "Whoever keeps a batch, a view of it or an array made of it keeps its numbers; who keeps none gets the same few places"
+    x = torch.randn(6000, 8, generator=torch.Generator().manual_seed(3))
+    s = ActivationStore.from_rows(tmp_path/'acts', x, dtype=dtype, shard_rows=2500)
+    want = [b.clone() for b in s.batches(500, n_tokens=12_000, seed=1)]
+    for keep in (lambda b: b, lambda b: b[3:].t(), lambda b: b.numpy()[::2], lambda b: memoryview(b.numpy()), lambda b: b.view(-1).unfold(0, 3, 2)):
+        kept = [keep(b) for b in s.batches(500, n_tokens=12_000, seed=1)]
+        for a,b in zip(kept, map(keep, want)): assert np.array_equal(np.asarray(a), np.asarray(b))
+    places = {b.data_ptr() for b in s.batches(500, n_tokens=12_000, seed=1)}
+    assert len(places)<=10 and len({b.data_ptr() for b in [*s.batches(500, n_tokens=12_000, seed=1)]})==24
+
+def test_blocks_are_announced_before_they_are_read(tmp_path, monkeypatch):
+    "Once each in an epoch, as whole blocks of the file, and none of a shard whose checksum is still to be taken"
+    n = 2*65_536
+    s = ActivationStore.from_rows(tmp_path/'acts', torch.randn(n, 4, generator=torch.Generator().manual_seed(0)), dtype='bfloat16')
+    r,said = mixing._Reader(s._shards, s.site, n, 4096, 0, 'cpu'),[]
+    r.order = mixing._Order(n, 0, pool=65_536)
+    monkeypatch.setattr(mixing, '_announce', lambda t: said.append((t.data_ptr(), len(t))))
+    r(0); assert not said # both are checked first
+    for i in range(1, 2*n//4096): r(i)
+    rows = {p for p,_ in said}
+    assert all(m==1024 for _,m in said) and len(rows)==n//1024 and len(said)==2*n//1024 # half of the first epoch, all of the second, half of the third
+
 def test_batches_are_a_function_of_seed_and_step(given):
     x,s = given
     assert torch.equal(torch.stack(list(s.batches(300, n_tokens=6000, seed=5)))[7:], torch.stack(list(s.batches(300, n_tokens=6000, seed=5, start=7))))
