@@ -259,6 +259,14 @@ def sums(self:TorchKernels, idx:Tensor, w:Tensor, m:int)->Tensor:
 
 # %% ../nbs/34_kernels.ipynb #d25a09fb
 @patch
+def gradient(self:TorchKernels, W:Tensor, jobs:list, extra:tuple, a:int, b:int)->Tensor:
+    "Features `a` to `b` of what `adam_rows` descends along, (b-a, d)"
+    g = sum((self.gather(rows, w, places, a, b) for rows,w,places in jobs[1:]), self.gather(*jobs[0], a, b)) if jobs else W.new_zeros(b-a, W.shape[1])
+    if extra is None: return g
+    here = (extra[0]>=a)&(extra[0]<b)
+    return g.index_add_(0, extra[0][here]-a, extra[1][here])
+
+@patch
 @torch.no_grad()
 def adam_rows(self:TorchKernels,
     W:Tensor,      # (m, d), moved in place
@@ -278,11 +286,7 @@ def adam_rows(self:TorchKernels,
     size = max(1, at_once//d)
     for a in range(0, m, size):
         b = min(m, a+size)
-        g = sum((self.gather(rows, w, places, a, b) for rows,w,places in jobs[1:]), self.gather(*jobs[0], a, b)) if jobs else W.new_zeros(b-a, d)
-        if extra is not None:
-            here = (extra[0]>=a)&(extra[0]<b)
-            g.index_add_(0, extra[0][here]-a, extra[1][here])
-        w = W[a:b]
+        g,w = self.gradient(W, jobs, extra, a, b),W[a:b]
         if unit: g -= (g*w).sum(1, keepdim=True)*w
         adam([w], [g], [mean[a:b]], [square[a:b]], [], [torch.tensor(step-1., device=W.device)], fused=True, amsgrad=False, beta1=betas[0], beta2=betas[1],
              lr=lr, weight_decay=0., eps=eps, maximize=False, foreach=False, capturable=False, differentiable=False, has_complex=False)

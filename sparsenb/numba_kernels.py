@@ -148,13 +148,14 @@ def _lowered(self:NumbaKernels, x, W, bias):
 
 # %% ../nbs/36_numba.ipynb #fac5e7d5
 @patch
-def _candidates_of(self:NumbaKernels, x, W, bias, c):
-    "`c` candidates of each row, (n, c), and their screened values; the size of each row's error"
+def _candidates_of(self:NumbaKernels, x, W, bias, c, tile):
+    "`c` candidates of each row, (n, c), and their screened values; the size of each row's error. The low product is made in the memory of `tile`, which has no other use meanwhile"
     n,m = len(x),len(W)
     xl,Wl,base,scale,factor,error = self._lowered(x, W, bias)
     cand,low = self._buffer('cand', n, c, dtype=np.int64),self._buffer('low', n, c)
     bf16 = self.screen=='bf16'
-    tile = self._buffer('low tile', min(n, 512), m, dtype=np.uint16 if bf16 else np.int32)
+    tile = tile.view(-1).numpy().view(np.uint16 if bf16 else np.int32)
+    tile = tile[:len(tile)//m*m].reshape(-1, m)[:512]
     for i in range(0, n, len(tile)):
         xs = xl[i:i+len(tile)]; z = tile[:len(xs)]
         if bf16: torch.mm(*(_t(a).view(torch.bfloat16) for a in (xs, Wl.T)), out=_t(z).view(torch.bfloat16))
@@ -167,7 +168,8 @@ def _screened_topk(self:NumbaKernels, x, W, bias, k, tile=None):
     "Values and features of the k largest, and the share of rows that were in doubt and chosen exactly"
     c,(n,m) = max(math.ceil(self.widen*k), k+8),(len(x), len(W))
     if c>=m: return *self._exact_topk(x, W, bias, k, tile), 0.
-    cand,low,error = self._candidates_of(x, W, bias, c)
+    if tile is None or not tile.is_contiguous(): tile = _t(self._buffer('tile', min(n, _rows_at_once(m)), m))
+    cand,low,error = self._candidates_of(x, W, bias, c, tile)
     order,row,start = self._buffer('order', n*c, dtype=np.int64),self._buffer('row', n*c, dtype=np.int64),np.zeros(m+1, np.int64)
     _by_feature(cand.reshape(-1), low[0,:0], True, c, start, order, row)
     val = self._buffer('val', n, c)
@@ -175,17 +177,16 @@ def _screened_topk(self:NumbaKernels, x, W, bias, k, tile=None):
     best,idx,sure = _empty(n, k),_empty(n, k, dtype=np.int64),_empty(n, dtype=np.bool_)
     _run(_keep_each, val, low, cand, bias, error, k, best, idx, sure)
     if len(doubt := np.flatnonzero(~sure)):
-        if tile is None: tile = _t(self._buffer('tile', min(n, _rows_at_once(m)), m))
         best[doubt],idx[doubt] = self._exact_topk(x[doubt], W, bias, k, tile)
     return best, idx, len(doubt)/n
 
 # %% ../nbs/36_numba.ipynb #fa47bc44
 @patch
-def _missed(self:NumbaKernels, x, W, bias, k, val, idx):
+def _missed(self:NumbaKernels, x, W, bias, k, val, idx, tile=None):
     "Share of the k largest of some rows that the screen lost"
     some = np.unique(np.linspace(0, len(x)-1, min(len(x), self.probe_rows)).astype(int))
     x,val,idx = x[some],val[some],idx[some]
-    _,true = self._exact_topk(x, W, bias, k)
+    _,true = self._exact_topk(x, W, bias, k, tile)
     v = self.dots(_t(x), _t(W), _t(true)).numpy() + bias[true]
     lost = ~(true[:,:,None]==idx[:,None,:]).any(2) & (v>val.min(1, keepdims=True)+1e-6*np.abs(v).max(1, keepdims=True)) # equal up to rounding is equal
     return float(lost.mean())
@@ -219,7 +220,7 @@ def topk(self:NumbaKernels,
     due,self.calls = self.calls%self.probe_every==0 and len(x)>0,self.calls+1
     while self.screen!='fp32' and len(x):
         *found,self.doubt = self._screened_topk(x, W, bias, k, tile)
-        missed = self._missed(x, W, bias, k, *found) if due else 0
+        missed = self._missed(x, W, bias, k, *found, tile) if due else 0
         if not missed: self._follow(self.doubt); return tuple(map(_t, found))
         self._next_screen(f'lost {missed:.2%} of the largest pre-activations')
     return tuple(map(_t, self._exact_topk(x, W, bias, k, tile)))
