@@ -3,23 +3,42 @@
 Each point is a process of its own: libraries and compiled code are warmed on a small dictionary first, then a full one is trained for a few steps.
 Seconds are process time, the median of the steps after the second; memory is the most that was held beyond libraries and data, so it contains weights
 and Adam's moments. The dense reference ends where it would take too long. An exponent is the slope of log seconds over log size along all points.
+scaling.json is written after each point; the same call goes on where it was broken, as long as machine, versions and rounds are the same. All points
+together take some eight minutes of processor time.
 """
 from _common import machine, note, own_options, report
-import argparse, json, math, re
+import argparse, json, math, os, re
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).parent
 BASE = dict(d=256, m=4096, k=32, n=4096)
-GROWN = dict(d=[64, 128, 256, 512, 1024, 2048], m=[1024, 2048, 4096, 8192, 16384, 32768, 65536], k=[8, 16, 32, 64, 128], n=[1024, 2048, 4096, 8192, 16384])
+GROWN = dict(d=[64, 256, 1024], m=[1024, 4096, 16384, 65536], k=[8, 32, 128], n=[1024, 4096, 16384])
 NAMES = dict(d='width of activations', m='features', k='k', n='rows in a batch')
 
-def points(grown, paths, most_dense, rounds)->list[dict]:
-    "One row for each path and size; a size that several dimensions share is measured once"
+FIGURES = ('seconds', 'product', 'peak', 'weights_and_moments')
+
+def kept(file, head)->dict: # (path, d, m, k, n) -> figures
+    "What an earlier call measured in the same circumstances"
+    try: old = json.loads(file.read_text())
+    except (OSError, ValueError): return {}
+    if any(old.get(k)!=v for k,v in head.items() if k!='date'): note(f'{file} was measured otherwise, and is begun anew'); return {}
+    return {(r['path'], *(BASE|{r['grown']: r['size']}).values()): {k: r[k] for k in FIGURES} for r in old['points']}
+
+def write(file, head, rows):
+    digits = lambda v: float(f'{v:.4g}') if isinstance(v, float) else v
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tmp = file.with_suffix('.tmp')
+    tmp.write_text(json.dumps(head)[:-1]+', "points": [\n'+',\n'.join(json.dumps({k: digits(v) for k,v in r.items()}) for r in rows)+'\n]}\n')
+    os.replace(tmp, file)
+
+def points(grown, paths, most_dense, rounds, known, done)->list[dict]:
+    "One row for each path and size; what is `known` already, or shared by several dimensions, is not measured again. `done` is called with the rows after each"
     from _arms import in_a_child, missing
     for p in paths:
         if why := missing(p): note(f'skipped: {p}, {why}')
-    paths,known,out = [p for p in paths if not missing(p)],{},[]
+    paths,out = [p for p in paths if not missing(p)],[]
     for dim,sizes in grown.items():
         for v in sizes:
             for p in paths:
@@ -27,10 +46,11 @@ def points(grown, paths, most_dense, rounds)->list[dict]:
                 if p=='dense' and how['d']*how['m']*how['n']>most_dense: continue
                 key = (p, *how.values())
                 if key not in known:
-                    try: known[key] = in_a_child(path=p, method='topk', rounds=rounds, **how)
+                    try: known[key] = {k: v for k,v in in_a_child(path=p, method='topk', rounds=rounds, **how).items() if k in FIGURES}
                     except RuntimeError as e: note(f'{p} at {how}: {e}'); continue
                     note(f"{p:<6} {how}: {known[key]['seconds']:.3f} s, {known[key]['peak']/2**20:.0f} MiB")
-                out.append(dict(grown=dim, size=v, path=p)|{k: known[key][k] for k in ('seconds', 'product', 'peak', 'weights_and_moments')})
+                    done(out+[dict(grown=dim, size=v, path=p)|known[key]])
+                out.append(dict(grown=dim, size=v, path=p)|known[key])
     return out
 
 def slope(rows, value)->float:
@@ -63,11 +83,10 @@ if __name__=='__main__':
     p.add_argument('--rounds', type=int, default=3)
     p.add_argument('--out', type=Path, default=HERE, help='folder of scaling.json and scaling.svg')
     a,rest = own_options(p)
-    rows = points({k: [v for v in GROWN[k] if v<=a.most] for k in a.dims}, a.paths, a.most_dense, a.rounds)
-    digits = lambda v: float(f'{v:.4g}') if isinstance(v, float) else v
-    head = dict(machine=machine(), date=date.today().isoformat(), base=BASE)
-    a.out.mkdir(parents=True, exist_ok=True)
-    (a.out/'scaling.json').write_text(json.dumps(head)[:-1]+', "points": [\n'+',\n'.join(json.dumps({k: digits(v) for k,v in r.items()}) for r in rows)+'\n]}\n')
+    head = dict(machine=machine(), date=date.today().isoformat(), versions={k: version(k) for k in ('sparsenb', 'torch', 'numpy')}, base=BASE, rounds=a.rounds)
+    file = a.out/'scaling.json'
+    rows = points({k: [v for v in GROWN[k] if v<=a.most] for k in a.dims}, a.paths, a.most_dense, a.rounds, kept(file, head), lambda rows: write(file, head, rows))
+    write(file, head, rows)
     (a.out/'scaling.svg').write_text(picture(rows))
     out = dict(points=len(rows))
     for dim in a.dims:
