@@ -4,7 +4,7 @@
 
 # %% ../nbs/24_locks.ipynb #b896b451
 from __future__ import annotations
-import contextlib, fcntl, json, os, socket, tempfile, time
+import contextlib, errno, fcntl, json, os, socket, tempfile, time
 from datetime import datetime
 from pathlib import Path
 
@@ -23,7 +23,15 @@ def _began(pid:int)->int|None:
         return 0
     return None if f[0] in 'ZX' else int(f[19])
 
-def _said(**kw)->dict: return dict(pid=os.getpid(), host=socket.gethostname(), began=_began(os.getpid()), since=datetime.now().isoformat(' ', 'seconds'), **kw)
+def _starts()->dict: # job -> how often it was started before
+    "The jobs this process belongs to, of those that are started again after a failure"
+    e = os.environ.get
+    return {f'{k} {e(k)}': int(e(n) or 0) for k,n in (('SLURM_JOB_ID','SLURM_RESTART_COUNT'), ('TORCHELASTIC_RUN_ID','TORCHELASTIC_RESTART_COUNT')) if e(k) not in (None,'','none')}
+
+def _said(**kw)->dict: return dict(pid=os.getpid(), host=socket.gethostname(), began=_began(os.getpid()), since=datetime.now().isoformat(' ', 'seconds'), starts=_starts(), **kw)
+
+_held = set() # (device, inode) of the locks of this process
+def _place(h): s = os.fstat(h.fileno()); return s.st_dev,s.st_ino
 
 def _holder(
     f:Path,    # a lock
@@ -32,7 +40,8 @@ def _holder(
     try:
         with open(f, 'rb') as h:
             o = json.loads(h.read())
-            if o['host']!=socket.gethostname() or _began(o['pid'])==o['began']: return o
+            if o['host']!=socket.gethostname(): return None if any(n>o.get('starts', {}).get(k, n) for k,n in _starts().items()) else o
+            if _began(o['pid'])==o['began']: return o if o['pid']!=os.getpid() or _place(h) in _held else None # this process could not delete it
             fcntl.flock(h, fcntl.LOCK_SH|fcntl.LOCK_NB)  # held: it lives where its number is another, in another container
     except FileNotFoundError: return None
     except BlockingIOError: return o
@@ -51,6 +60,16 @@ def _alone(folder:Path):
         yield
     finally: os.close(fd)
 
+def _name(tmp, f:Path, fd:int):
+    "Give a complete file its name, and leave it open; raises FileExistsError if the name is taken"
+    try: os.link(tmp, f)
+    except OSError as e:
+        if e.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS): raise
+        new = os.open(f, os.O_RDWR|os.O_CREAT|os.O_EXCL, 0o644)
+        os.write(new, Path(tmp).read_bytes()); os.fsync(new)
+        fcntl.flock(new, fcntl.LOCK_EX|fcntl.LOCK_NB)
+        os.dup2(new, fd); os.close(new)
+
 def _take(f:Path, o:dict):
     "Make the lock `f`; an open file that holds it, or None if somebody has it"
     with _alone(f.parent):
@@ -61,7 +80,8 @@ def _take(f:Path, o:dict):
         try:
             os.fchmod(fd, 0o644); h.write(json.dumps(o).encode()); h.flush(); os.fsync(fd)
             fcntl.flock(h, fcntl.LOCK_EX|fcntl.LOCK_NB)
-            os.link(tmp, f)
+            _name(tmp, f, fd)
+            _held.add(_place(h))
             return h
         except (FileExistsError, FileNotFoundError): h.close(); return None  # another machine was faster, or swept the folder
         except BaseException: h.close(); raise
@@ -85,7 +105,7 @@ class Lock:
         while not (h := _take(self.file, self.said)):
             tries += 1
             if (o := _holder(self.file)) and not self.wait: self._refuse(o)
-            if tries>200 and not o: raise OSError(f"cannot make {self.file}: does this disk allow links?")
+            if tries>200 and not o: raise OSError(f"cannot make {self.file}: somebody else makes and deletes it all the time")
             time.sleep(.02)
         self.held = h
         if o := next((o for o in self.others() if self.beside and not self.beside(o)), None): self.__exit__(); self._refuse(o)
@@ -102,5 +122,8 @@ class Lock:
         return out
 
     def __exit__(self, *_):
-        self.file.unlink(missing_ok=True)
-        self.held.close()
+        _held.discard(_place(self.held))
+        try:
+            if os.path.samestat(os.fstat(self.held.fileno()), os.stat(self.file)): self.file.unlink() # else somebody deleted it, and it is another's now
+        except OSError: pass # the folder is gone or closed; what stays there is stale for this process too
+        finally: self.held.close()

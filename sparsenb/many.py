@@ -83,13 +83,17 @@ def fit_many(
     log_every:int=None,    # steps; None: a hundredth of the run, at most 50
     grad_clip:float=None,  # largest norm of the gradient, one or one for each; None: the method's
     engine:str='auto',     # the path of a step, one or one for each, of `engine.paths`; 'auto' chooses an exact one
+    max_skipped:int=0,     # steps whose loss or gradient is not finite that may be passed over, one or one for each
+    mesh=None,             # False: train in this process alone, though it is one of several; there is nothing else to choose here
 )->list[Run]:              # one for each dictionary
     "Train several dictionaries from one reading; each ends as `fit` would leave it. Raises what `fit` raises, but a loss that is no number only stops its own run"
     ds = list(dictionaries); _alike(ds)
-    if _elsewhere(None, None): raise ValueError("fit_many trains in one process, and this is one of several: call fit for each dictionary, which divides it, or map fit over an executor (sparsenb.jobs.map)")
+    if mesh not in (None, False): raise ValueError(f"fit_many trains in one process, mesh=None or False was expected, got {mesh!r}: call fit(..., mesh={mesh!r}) for each dictionary")
+    if _elsewhere(mesh, None): raise ValueError("fit_many trains in one process, and this is one of several: call fit for each dictionary, which divides it, map fit over an executor (sparsenb.jobs.map), or take mesh=False for a sweep in each process")
     n = len(ds)
     given = [dict(zip(('lr','warmup','decay','grad_clip','engine'), v)) for v in zip(*(_each(k, v, n) for k,v in dict(lr=lr, warmup=warmup, decay=decay, grad_clip=grad_clip, engine=engine).items()))]
-    for d,g in zip(ds, given): _check(d, n_tokens, batch_size, g['warmup'], g['decay'], checkpoint_every, log_every)
+    skips = _each('max_skipped', max_skipped, n)
+    for d,g,s in zip(ds, given, skips): _check(d, n_tokens, batch_size, g['warmup'], g['decay'], checkpoint_every, log_every, s)
     callbacks,keep = _callbacks(callbacks, n),_schedule(milestones, n_tokens//batch_size, path)
     _plan(ds, batch_size)
     seed,data = seed_of(seed),_pair(data, ds[0])
@@ -102,5 +106,6 @@ def fit_many(
         for i,(d,g,c) in enumerate(zip(ds, given, callbacks)):
             runs.append(_start(d, i, sources, n_tokens, batch_size, seed, path, g, c, bool(cuda), keep))
             end.callback(runs[-1].close) # also when a later one cannot begin
+            runs[-1].max_skipped = skips[i]
         _train(runs, sources, data, checkpoint_every, log_every)
     return runs

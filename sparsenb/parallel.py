@@ -9,9 +9,11 @@ import torch.distributed as dist
 from pathlib import Path
 from .core import seed_of, within_memory, writable
 from .dictionary import Dictionary
-from .parts import _load_parts, _plain, _refuse_path, _save_parts
-from .ranks import Ranks, _divided, _take_part, _whole, undivided, unspread
-from .train import Progress, Run, StoreSource, TensorSource, _check, _every, _here, _log, _lr, _measure, _pair, _plan, _refuse, _source, _unsaved
+from .engine import Path as Way, choose, paths
+from .locks import Lock
+from .parts import _load_parts, _milestone, _plain, _refuse_path, _save_parts
+from .ranks import Ranks, _RanksOptimiser, _divided, _take_part, _whole, undivided, unspread
+from .train import Progress, Run, StoreSource, TensorSource, _buffers, _check, _every, _finite_gradients, _here, _keep, _log, _lr, _measure, _pair, _plan, _refuse, _schedule, _skip, _source, _unsaved
 
 # %% auto #0
 __all__ = ['fit_ranks']
@@ -111,6 +113,14 @@ class _PartRun(Run):
         n = self.ranks.sum(self.dictionary.dead.sum().double(), 'features', 'log')
         return n.item()/self.dictionary.cfg['d_sae']
 
+    def milestone(self, step:int)->Dictionary: # whole, in evaluation mode, on this rank alone
+        "The dictionary as it was after so many steps; raises ValueError for a step that was not kept, or is damaged"
+        at = {int(p.name[5:]): p for p in self.milestones}
+        if step not in at: raise ValueError(f"no milestone at step {step}: there are {', '.join(map(str, at)) or 'none'}")
+        d,meta = _milestone(self.dictionary, at[step])
+        d.provenance = self.dictionary.provenance | dict(training=meta['settings'], steps=step, stopped=None, versions=meta['versions'])
+        return d
+
 def _clip(run, most):
     "Scale the gradients so that their norm, over the features of all ranks, is at most `most`"
     named = [(n, p.grad) for n,p in run.dictionary.named_parameters() if p.grad is not None]
@@ -122,13 +132,15 @@ def _step(run, x, y):
     d,s,r = run.dictionary,run.settings,run.ranks
     d.progress = run.step/run.n_steps
     run.lr = d.lr = _lr(run.step, run.n_steps, s['lr'], s['warmup'], s['decay'])
-    out = d.step(x, y)
     for g in run.opt.param_groups: g['lr'] = run.lr
     run.opt.zero_grad()
+    before = _buffers(d) if run.max_skipped else []
+    out = d.step(x, y)
     out.loss.backward()
     loss = out.loss.detach().clone()
-    r.average([loss, *(p.grad for p in d.parameters() if p.grad is not None)], 'rows', 'gradients')
-    if loss.device.type=='cpu' and not math.isfinite(loss): _stop(run, out, loss, x, y)
+    run.opt.average(loss)
+    if (run.max_skipped or loss.device.type=='cpu') and not math.isfinite(loss): return _pass_over(run, out, loss, before, x, y)
+    if run.max_skipped and not _finite_everywhere(run): return _pass_over(run, out, loss, before, x, y, 'the gradient')
     d.before_step()
     if s['grad_clip']: _clip(run, s['grad_clip'])
     run.opt.step()
@@ -137,13 +149,21 @@ def _step(run, x, y):
     run.step += 1
     return out
 
-def _stop(run, out, loss, x, y):
-    if math.isfinite(out.loss): raise FloatingPointError(f"loss is {loss.item()} at step {run.step+1}: another rank's rows gave it")
+def _finite_everywhere(run)->bool:
+    "Whether no rank has a gradient with NaN or infinity"
+    return not run.ranks.sum(torch.tensor(float(not _finite_gradients(run.dictionary)), device=run.dictionary.W_enc.device), 'all', 'skipped').item()
+
+def _pass_over(run, out, loss, before, x, y, what='loss'):
+    "Skip a step on all ranks; raises FloatingPointError on all of them when `max_skipped` steps were"
+    if run.skipped<run.max_skipped: return _skip(run, out, before, x, y, what)
+    at = f"at step {run.step+1}{f', after {run.skipped} skipped steps (max_skipped={run.max_skipped})' if run.max_skipped else ''}"
+    if what!='loss': raise FloatingPointError(f"{what} is not finite {at}, on one rank or more")
+    if math.isfinite(out.loss): raise FloatingPointError(f"loss is {loss.item()} {at}: another rank's rows gave it")
     _refuse(run, run.step+1, out.loss.item(), x, y)
 
 def _close_window(run):
     "The mean of all ranks' windows on each of them"
-    run.ranks.average([run.window], 'all', 'log')
+    if run.window.numel(): run.ranks.average([run.window], 'all', 'log') # else every step of it was skipped, on all ranks
 
 def _log_all(run):
     _log(run)
@@ -157,10 +177,10 @@ def _turn_all(run, batch, waited, log_every, checkpoint_every):
     out = _step(run, *(*(b.to(run.dictionary.W_enc.device) for b in batch), None)[:2])
     for c in run.callbacks: c.after_step(run, out)
     last = run.step==run.n_steps
-    log,save = last or run.step%log_every==0, run.folder and (last or run.step%checkpoint_every==0)
+    log,save = last or run.step%log_every==0, run.folder and (last or run.step%checkpoint_every==0 or run.step in run.keep)
     if log or save:
         _close_window(run)
-        if not torch.isfinite(run.window[1]): raise FloatingPointError(f"loss is {run.window[1].item()} at step {run.step} or in the window before it")
+        if run.window.numel() and not torch.isfinite(run.window[1]): raise FloatingPointError(f"loss is {run.window[1].item()} at step {run.step} or in the window before it")
     clock()
     if log: _log_all(run)
     if save or (log and run.folder and run.stopped): _save_parts(run)
@@ -177,12 +197,12 @@ def _train(run, sources, log_every, checkpoint_every):
             batch = [next(f, None) for f in feeds]
             if any(b is None for b in batch):
                 run.stop(f'the data ended after {run.step*run.batch_size:,} activations')
-                if run.folder: _close_window(run) if run.window.numel() else None; _save_parts(run)
+                if run.folder: _close_window(run); _save_parts(run)
                 break
             _turn_all(run, batch, time.perf_counter()-t, log_every, checkpoint_every)
 
 # %% ../nbs/66_parallel.ipynb #04aeebe9
-def _begin_all(d, ranks, stats, n_tokens, batch_size, settings, path, callbacks):
+def _begin_all(d, ranks, stats, n_tokens, batch_size, settings, path, callbacks, way, keep):
     "A run at its first step, or where its last checkpoint left it, this rank's features alone in it"
     fresh = not d.n_seen
     if fresh: d.init_from(*stats)
@@ -194,21 +214,26 @@ def _begin_all(d, ranks, stats, n_tokens, batch_size, settings, path, callbacks)
     run = _PartRun(d, n_tokens//batch_size, batch_size, settings, path if ranks.rank==0 else None)
     run.ranks,run.folder,run.parts,run.lr,run.window,run.versions = ranks,path,None,0.,torch.empty(0, device=d.W_enc.device),{'0': _here(d)}
     run.callbacks = sorted((c for c in callbacks if ranks.rank==0 or not isinstance(c, Progress)), key=lambda c: c.order)
-    trained = [p for p in d.parameters() if p.requires_grad]
-    run.opt = torch.optim.Adam(trained, lr=settings['lr'], betas=settings['betas'], eps=settings['eps'], fused=True)
-    for p in trained: run.opt.state[p] = dict(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)) # there from the start, so that each checkpoint holds the same names
-    if path and not _load_parts(run): _save_parts(run)
+    run.opt,run.engine = _RanksOptimiser(d, ranks, settings['lr'], settings['betas'], settings['eps'], way.name),way
+    for p in (p for p in d.parameters() if p.requires_grad): run.opt.state[p] = dict(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)) # there from the start, so that each checkpoint holds the same names
+    with contextlib.ExitStack() as undo:
+        undo.callback(run.opt.close)
+        if path and not _load_parts(run): _save_parts(run)
+        undo.pop_all()
+    run.keep |= keep
+    if ranks.rank==0: _keep(run, keep)
     return run
 
 def _finish_all(run, data):
     "The whole dictionary on every rank, noted and saved as one process would"
     d,r = run.dictionary,run.ranks
+    run.close()
     del run.opt
     _whole(d, r)
     d.progress = 1.
     d.after_fit()
     kept = ('model_name','revision','site','corpus','split','fingerprint')
-    d.provenance = {k: str(getattr(data, k)) for k in kept if getattr(data, k, None) is not None} | dict(training=run.settings, steps=run.step, stopped=run.stopped, versions=run.versions)
+    d.provenance = {k: str(getattr(data, k)) for k in kept if getattr(data, k, None) is not None} | dict(training=run.settings, steps=run.step, stopped=run.stopped, versions=run.versions) | (dict(skipped=run.skipped) if run.skipped else {})
     run.timing['activations_per_second'] = run.step*run.batch_size/max(run.timing['seconds'], 1e-9)
     if run.folder and r.rank==0:
         try: d.save(run.folder/'final')
@@ -224,6 +249,12 @@ def _plan_part(d, grid, batch_size):
     params = sum(p.numel() for p in d.parameters())
     within_memory(4*(4*params//n + 4*batch_size//grid['rows']*(d.d_in+d.d_out)), f'training a share of {params:,} parameters in each of {n} processes', 'take a smaller d_sae or batch_size, or more processes')
 
+def _way(d, batch_size, engine, grad_clip)->Way:
+    "The path of each rank's steps; raises ValueError for one that is for one process"
+    if engine in paths and engine not in ('dense','torch'): raise ValueError(f"the path {engine!r} is for one process: in a training over several take engine='torch', or 'dense'")
+    way = choose(d, batch_size, 1, engine, grad_clip)
+    return way if way.name=='dense' else Way('torch', '')
+
 def fit_ranks(
     dictionary:Dictionary, # the same on every rank; trained in place
     data,                  # as for `fit`, the same on every rank
@@ -235,31 +266,37 @@ def fit_ranks(
     path:Path|str=None,    # a folder that every rank sees
     checkpoint_every:int=None,
     log_every:int=None,
-    milestones=None, engine:str='auto', max_skipped:int=0, # not yet among several processes
+    milestones=None,       # steps whose checkpoints stay, or 'log'; `run.milestone` opens them whole, whatever grid wrote them
+    engine:str='auto',     # 'torch' or 'dense'; 'auto': 'torch' where the method and grad_clip allow it
+    max_skipped:int=0,     # steps whose loss or gradient is not finite, on any rank, that all ranks pass over
     mesh=None,             # 'rows', 'features', dict(rows=2, features=4) or a DeviceMesh with these names; None: features where the method allows it, else rows
 )->Run:
     "`fit` in several processes at once, with the result of one. Raises what `fit` raises; ValueError, on all ranks and before anything is written, for ranks that differ, sizes that do not divide, methods that cannot be divided"
-    _check(dictionary, n_tokens, batch_size, given.get('warmup'), given.get('decay'), checkpoint_every, log_every)
-    for nm,v,plain in (('milestones', milestones, (None,)), ('engine', engine, ('auto', 'dense')), ('max_skipped', max_skipped, (0,))):
-        if v not in plain: raise ValueError(f"{nm}={v!r} is for one process: {nm}={plain[-1]!r} was expected in a training over several")
+    _check(dictionary, n_tokens, batch_size, given.get('warmup'), given.get('decay'), checkpoint_every, log_every, max_skipped)
     d,seed,data,path = dictionary,seed_of(seed),_pair(data, dictionary),Path(path) if path else None
     if isinstance(mesh, dist.DeviceMesh) and mesh.mesh_dim_names!=('rows','features'): raise ValueError(f"a DeviceMesh with dimensions ('rows', 'features') was expected, got {mesh.mesh_dim_names}")
     grid = _grid(mesh, d, batch_size, _world())
     _plan_part(d, grid, batch_size)
-    settings = dict(dictionary=d.name, cfg=d.cfg, data=[], n_tokens=n_tokens, batch_size=batch_size, seed=seed, **d.recipe() | {k: v for k,v in given.items() if v is not None} | dict(engine='dense'))
+    recipe = d.recipe() | {k: v for k,v in given.items() if v is not None}
+    way,keep = _way(d, batch_size, engine, recipe.get('grad_clip')),_schedule(milestones, n_tokens//batch_size, path)
+    settings = dict(dictionary=d.name, cfg=d.cfg, data=[], n_tokens=n_tokens, batch_size=batch_size, seed=seed, **recipe | dict(engine=way.name))
     every = _every(n_tokens//batch_size, checkpoint_every, log_every)
     ranks = _meet(grid, d, mesh)
     with torch.random.fork_rng([d.W_enc.device] if d.W_enc.is_cuda else []), contextlib.ExitStack() as end:
         if ranks.mesh is not mesh: end.callback(ranks.leave)
         end.callback(d.train, d.training)
         d.train()
-        _agree(ranks, lambda: (None, _plain(settings) | dict(checkpoint_every=every[1], log_every=every[0], path=str(path))))
+        _agree(ranks, lambda: (None, _plain(settings) | dict(checkpoint_every=every[1], log_every=every[0], path=str(path), milestones=sorted(keep), max_skipped=max_skipped)))
         sources,stats = _agree(ranks, lambda: _sources(d, data, batch_size, seed, settings))
         if path: _agree(ranks, lambda: (_refuse_path(path, ranks), {}))
         if grid['rows']>1 and grid['features']==1: _rehearse(d, stats, seed, ranks)
-        if path: _agree(ranks, lambda: (writable(path), {}))
+        if path:
+            _agree(ranks, lambda: (writable(path), {}))
+            if lock := _agree(ranks, lambda: (Lock(path, 'fit').__enter__() if ranks.rank==0 else None, {})): end.callback(lock.__exit__)
         torch.manual_seed(seed)
-        run = _begin_all(d, ranks, stats, n_tokens, batch_size, settings, path, callbacks)
+        run = _begin_all(d, ranks, stats, n_tokens, batch_size, settings, path, callbacks, way, keep)
+        end.callback(run.close)
+        run.max_skipped = max_skipped
         for c in run.callbacks:
             c.before_fit(run)
             end.callback(c.after_fit, run)

@@ -64,17 +64,29 @@ def _write_parts(run, tmp):
     with _quiet(): dcp.save(_as_parts(run), storage_writer=dcp.HuggingFaceStorageWriter(str(tmp), save_distributed=True))
     files = sorted(tmp.glob('*.safetensors'))
     sums = {k: v for part in r.told({f.name: crc32(f) for f in files[r.rank::r.n['all']]}) for k,v in part.items()}
-    meta = dict(format=FORMAT, version=__version__, step=run.step, stopped=run.stopped, settings=run.settings, timing=run.timing, rows=run.rows, parts=run.parts, versions=run.versions, window=run.window.tolist())
+    meta = dict(format=FORMAT, version=__version__, step=run.step, stopped=run.stopped, settings=run.settings, timing=run.timing, rows=run.rows, parts=run.parts, skipped=run.skipped, versions=run.versions, window=run.window.tolist())
     _first(r, lambda: _commit(run, tmp, files, _plain(meta | dict(mesh=dict(rows=r.n['rows'], features=r.n['features']), files=sums))))
 
 def _commit(run, tmp, files, meta):
-    "Give a checkpoint that all ranks have written its name, and delete all but the two newest"
+    "Give a checkpoint that all ranks have written its name, and delete all but the two newest and the milestones"
     write_json(tmp/'mesh.json', meta | dict(seal=_seal(meta)))
+    if run.step in run.keep: (tmp/'milestone').touch()
     for f in (*files, tmp): fsync(f)
     final = run.folder/f'step-{run.step:08d}'
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists(): _delete(final)
     os.replace(tmp, final); fsync(run.folder)
-    for old in _steps(run.folder)[:-2]: shutil.rmtree(old)
+    _prune_parts(run.folder)
+
+def _delete(old):
+    aside = old.with_name(f'.tmp-deleted-{old.name[5:]}')
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(old, aside); shutil.rmtree(aside)
+
+def _prune_parts(folder):
+    for old in _steps(folder)[:-2]:
+        if (old/'milestone').is_file(): continue
+        try: _delete(old)
+        except OSError as e: warnings.warn(f"{old} was not deleted ({e}); it will be tried again")
 
 def _steps(folder): return sorted(Path(folder).glob('step-*'))
 
@@ -99,13 +111,14 @@ def _load_parts(run)->bool: # whether there was one
     import torch.distributed.checkpoint as dcp
     r = run.ranks
     if r.rank==0:
-        for p in run.folder.glob(f'.tmp-{_label(r)}-*'): shutil.rmtree(p, ignore_errors=True)
+        for p in (*run.folder.glob(f'.tmp-{_label(r)}-*'), *run.folder.glob('.tmp-deleted-*')): shutil.rmtree(p, ignore_errors=True)
     for name in r.told([p.name for p in _steps(run.folder)] if r.rank==0 else None)[0][::-1]:
         folder = run.folder/name
         bad = [b for b in r.told(_damage(folder, r)) if b]
         if bad:
             if r.rank==0: warnings.warn(f"{folder} is damaged and was removed ({bad[0]}); an older checkpoint is used, if there is one")
-            _first(r, lambda: shutil.rmtree(folder))
+            if r.told((folder/'milestone').is_file())[0]: run.keep.add(int(name[5:]))
+            _first(r, lambda: _delete(folder))
             continue
         meta = read_json(folder/'mesh.json')
         if meta['format']!=FORMAT: raise ValueError(f"{_by(folder, meta)}: finish the run with that version, or choose another path")
@@ -113,13 +126,27 @@ def _load_parts(run)->bool: # whether there was one
         if diff := [f'{k}: {then.get(k)} there, {now.get(k)} now' for k in sorted({*now, *then}) if now.get(k)!=then.get(k)]:
             raise ValueError(f"{run.folder} holds another run ({'; '.join(diff)}): choose another path, or remove it")
         run.step,run.stopped,run.rows,run.timing,run.parts,run.versions = (meta[k] for k in ('step','stopped','rows','timing','parts','versions'))
+        run.skipped = meta.get('skipped', 0)
         if run.step<run.n_steps and [*run.versions.values()][-1]!=_here(run.dictionary): run.versions[str(run.step)] = _here(run.dictionary)
         run.window = torch.tensor(meta['window'], device=run.dictionary.W_enc.device)
         state = _as_parts(run)
         with _quiet(): dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
         _set_parts(run, state)
+        _first(r, lambda: _prune_parts(run.folder))
         return True
     return False
+
+def _milestone(d, folder)->tuple: # the dictionary, what mesh.json says
+    "The whole dictionary of a checkpoint that ranks wrote, on a fresh copy of `d`, read by this process alone; raises ValueError for one that is damaged or of another format"
+    import torch.distributed.checkpoint as dcp
+    from sparsenb.ranks import Ranks
+    if why := _damage(folder, Ranks()): raise ValueError(f"{folder} is damaged: {why}")
+    meta,d = read_json(folder/'mesh.json'),getattr(type(d), 'plain', type(d))(**d.cfg).to(d.W_enc.device)
+    if meta['format']!=FORMAT: raise ValueError(f"{_by(folder, meta)}: open it with that version")
+    state = {k: _filed(k, v.detach()) for k,v in ((f'model.{n}', t) for n,t in d.state_dict().items())}
+    with _quiet(): dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
+    d.load_state_dict({k[6:]: v.t() if k=='model.W_enc' else v.view(d.state_dict()[k[6:]].shape) for k,v in state.items()})
+    return d.eval(),meta
 
 def _plain(o): return json.loads(json.dumps(o))
 

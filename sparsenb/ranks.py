@@ -11,7 +11,8 @@ from collections import Counter
 from torch import Tensor
 from .core import dictionaries
 from .dictionary import Codes, Dictionary, Step
-from .kernels import grouped_topk, torch_kernels
+from .engine import Optimiser
+from .kernels import TorchKernels, grouped_topk, torch_kernels
 from .sparse import _encoded, carry, sparse_decode, sparse_encode
 
 # %% auto #0
@@ -248,6 +249,34 @@ def _whole(d, ranks):
         all_ = ranks.gather(t.detach().movedim(dim, 0).contiguous(), 'features', 'whole').flatten(0, 1).movedim(0, dim)
         if nm=='idle': d.idle = all_
         else: t.grad,t.data = None,all_
+
+# %% ../nbs/61_ranks.ipynb #7cb10313
+class _Averaged(TorchKernels):
+    "Torch's products, and Adam along the mean gradient of all ranks that divide the batch"
+    def __init__(self, ranks): self.ranks = ranks
+    def gradient(self, W, jobs, extra, a, b):
+        g = super().gradient(W, jobs, extra, a, b).contiguous()
+        self.ranks.average([g], 'rows', 'gradients')
+        return g
+    def adam_rows(self, *args, at_once=1<<22, **kw): super().adam_rows(*args, at_once=at_once, **kw)
+
+class _RanksOptimiser(Optimiser):
+    "Adam in one of several processes, along `dense` or `torch`"
+    def __init__(self, dictionary, ranks, *args, **kw):
+        super().__init__(dictionary, *args, **kw)
+        self.ranks = ranks
+        if self.by_rows and ranks.n['rows']>1: self.kernels = _Averaged(ranks)
+
+    def average(self, loss):
+        "The mean over the ranks that divide the batch, of the loss and of the gradients that are written out and wait for nothing more"
+        self.ranks.average([loss, *(p.grad for p in self.dictionary.parameters() if p.grad is not None and not any(p is q for q in self.by_rows))], 'rows', 'gradients')
+
+    def _whole(self, p, unit, rows):
+        for r,w,places in p.jobs: rows(p.grad).add_(torch_kernels.gather(r, w, places))
+        for at,g in p.extra: rows(p.grad).index_add_(0, at, g)
+        p.jobs.clear(); p.extra.clear()
+        self.ranks.average([p.grad], 'rows', 'gradients')
+        super()._whole(p, unit, rows)
 
 # %% ../nbs/61_ranks.ipynb #d1716756
 def _trial(d, batch, seed, ranks):

@@ -15,6 +15,7 @@ from .core import atomic_folder, crc32, progress, read_json, seed_of, sweep, vie
 from .devices import ensure
 from .dictionary import Dictionary, Stats, Step
 from .engine import Optimiser, choose
+from .locks import Lock
 
 # %% auto #0
 __all__ = ['FORMAT', 'TensorSource', 'StoreSource', 'StreamSource', 'Run', 'Callback', 'EarlyStop', 'Progress', 'fit']
@@ -158,8 +159,9 @@ class Run:
     def dead_share(self)->float: return self.dictionary.dead.float().mean().item()
 
     def close(self):
-        "Let go of what training hung on the dictionary"
+        "Let go of what training hung on the dictionary, and of the folder"
         if getattr(self, 'opt', None): self.opt.close()
+        if lock := self.__dict__.pop('lock', None): lock.__exit__()
 
     def stop(self, why:str):
         "Ask for an end after this step; callbacks call it"
@@ -221,7 +223,7 @@ class Progress(Callback):
     ): self.every = every
 
     def before_fit(self, run):
-        bar = run.bar = progress(total=run.n_steps*run.batch_size, desc=f'training {run.name} (path {run.engine.name})', unit='act')
+        bar = run.bar = progress(total=run.n_steps*run.batch_size, desc=f"training {run.name}{f' (path {run.engine.name})' if run.engine else ''}", unit='act')
         bar.update(run.step*run.batch_size)
         run.drawn,run.shown = None,0.
         if 'ipykernel' in sys.modules and not bar.disable:
@@ -551,6 +553,7 @@ def _begin(dictionary, sources, n_tokens, batch_size, seed, path, given, callbac
     run.callbacks = sorted(callbacks, key=lambda c: c.order)
     with contextlib.ExitStack() as undo:
         undo.callback(run.close)
+        if run.path: run.lock = Lock(run.path, 'fit').__enter__()
         if not (run.path and _load(run)):
             if not dictionary.n_seen: dictionary.init_from(*(s.stats for s in sources if s))
             if run.path: _save(run)
@@ -621,7 +624,7 @@ def fit(
     max_skipped:int=0,     # steps whose loss or gradient is not finite that may be passed over; each step is then looked at, which an accelerator has to wait for
     mesh=None,             # where there are several processes: 'rows', 'features', dict(rows=2, features=4) or a DeviceMesh with these names; None: what suits the method; False: this process alone
 )->Run:
-    "Train a dictionary; raises ValueError for data it cannot learn from, MemoryError for a plan over the settings' memory, FloatingPointError when the loss is no longer a number"
+    "Train a dictionary; raises ValueError for data it cannot learn from, MemoryError for a plan over the settings' memory, RuntimeError where another process trains at the same path, FloatingPointError when the loss is no longer a number"
     _check(dictionary, n_tokens, batch_size, warmup, decay, checkpoint_every, log_every, max_skipped)
     ensure(dictionary.W_enc.device, dictionary.W_enc.dtype)
     if (far := _elsewhere(mesh, path)): return far.fit_ranks(dictionary, data, n_tokens, batch_size, dict(lr=lr, warmup=warmup, decay=decay, grad_clip=grad_clip), seed, callbacks, path, checkpoint_every, log_every, milestones, engine, max_skipped, mesh)

@@ -1,5 +1,5 @@
 "Checkpoints: what stays, what another version wrote, what is damaged, and disks that are full or closed"
-import contextlib, errno, json, os, shutil, tempfile, warnings
+import contextlib, errno, json, os, shutil, tempfile, time, warnings
 from pathlib import Path
 from types import SimpleNamespace as N
 import pytest, torch
@@ -8,6 +8,7 @@ from sparsenb.core import dictionaries
 from sparsenb.dictionary import load_dictionary
 from sparsenb.many import fit_many
 from sparsenb.train import fit
+from killing import Children
 from test_train import At, data, interrupt, same, topk
 
 torch.set_num_threads(1)
@@ -326,3 +327,60 @@ def test_timing_counts_the_steps_that_led_to_the_weights(cut):
     then = json.loads((cut/'step-00000040'/'run.json').read_text())['timing']
     run = go(cut)
     assert then['seconds']>0 and run.timing['seconds']>then['seconds'] and run.timing['data']>=then['data']
+
+# ---- two at one path ----
+
+def files_of(folder): return {p: p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+def test_a_second_process_at_the_same_path_gets_one_error_and_a_dead_owner_is_followed(tmp_path, whole):
+    path = tmp_path/'run'
+    with Children('test_checkpoints') as c:
+        call = f'go({str(path)!r}, callbacks=[At(s, lambda s=s: (os.write(1, b"on\\n"), time.sleep(9 if s==25 else 0))) for s in (15, 25)])'
+        c.p.stdin.write(call+'\n'); c.p.stdin.flush()
+        pid = int(c.p.stdout.readline().split()[1])
+        for _ in range(2): assert c.p.stdout.readline()=='on\n'
+        before,d = files_of(path),topk()
+        for second in (lambda: go(path, d), lambda: fit(d, data(), path=path, mesh=False, **plan)):
+            with pytest.raises(RuntimeError, match=rf'another process is writing {path}: process {pid} on .*choose another folder. If it is no more, delete fit.lock'): second()
+        assert d.n_seen==0 and files_of(path)==before and path/'fit.lock' in before
+        os.kill(pid, 9)
+        assert c.p.stdout.readline().split()==['end', '-9']
+    begun = []
+    class First(train.Callback):
+        def before_fit(self, run): begun.append(run.step)
+    go(path, d, callbacks=[First()])
+    same(whole, d)
+    assert begun==[20] and not (path/'fit.lock').exists()
+
+def test_fit_many_locks_the_folder_of_each(tmp_path):
+    def second():
+        with pytest.raises(RuntimeError, match='00-topk: process .* delete fit.lock'): fit_many([topk()], data(), **plan, path=tmp_path)
+        with pytest.raises(RuntimeError, match='01-topk: process'): go(tmp_path/'01-topk')
+    fit_many([topk(), topk(seed=1)], data(), **plan, path=tmp_path, callbacks=[[At(25, second)], []])
+    assert not list(tmp_path.rglob('*.lock'))
+
+def test_an_end_by_an_error_lifts_the_lock(tmp_path):
+    halt(tmp_path); assert not (tmp_path/'fit.lock').exists()
+    with pytest.raises(ValueError, match='holds another run'): go(tmp_path, lr=9.)
+    assert not (tmp_path/'fit.lock').exists()
+    go(tmp_path)
+
+def test_a_lock_that_could_not_be_deleted_stops_others_only(tmp_path, monkeypatch):
+    "Its process still lives, but no longer trains there"
+    real = Path.unlink
+    def unlink(p, *a, **k):
+        if p.name=='fit.lock': raise OSError(errno.EROFS, 'Read-only file system')
+        real(p, *a, **k)
+    with monkeypatch.context() as m:
+        go(tmp_path/'a', callbacks=[At(25, lambda: m.setattr(Path, 'unlink', unlink))])
+    assert (tmp_path/'a'/'fit.lock').exists()
+    go(tmp_path/'a')
+    assert not (tmp_path/'a'/'fit.lock').exists()
+
+def test_a_disk_without_links_has_locks_too(tmp_path, monkeypatch):
+    def no(a, b): raise PermissionError(errno.EPERM, 'Operation not permitted')
+    monkeypatch.setattr(os, 'link', no)
+    def second():
+        with pytest.raises(RuntimeError, match='another process is writing'): go(tmp_path)
+    go(tmp_path, callbacks=[At(25, second)])
+    assert not list(tmp_path.glob('*.lock')) and not list(tmp_path.glob('.tmp-*'))

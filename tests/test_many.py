@@ -149,6 +149,20 @@ def test_what_is_refused_comes_before_anything_is_written(tmp_path, monkeypatch)
     bad('training 2 dictionaries, 560 parameters .* the budget is 25 kB: take fewer dictionaries, a smaller d_sae', [d, topk()], MemoryError, batch_size=64)
     fit(topk(), x, 640, 64) # one alone fits
 
+def test_max_skipped_of_all_and_of_each():
+    "Batches with NaN are passed over by those that may; each ends at the bits of `fit` with the same number"
+    def bad():
+        for i in range(100):
+            b = data(64, seed=i)
+            if i in (70, 83): b[5,2] = float('nan')
+            yield b
+    ds = few()
+    with pytest.warns(UserWarning, match=r'02-topk was stopped: loss is nan at step 84, after 1 skipped steps \(max_skipped=1\)'): runs = fit_many(ds, bad(), 64*100, 64, max_skipped=[2, 3, 1])
+    assert [(r.skipped, r.step) for r in runs]==[(2, 100), (2, 100), (1, 83)]
+    for d,e,r in list(zip(ds, few(), runs))[:2]: one = fit(e, bad(), 64*100, 64, max_skipped=2); same(e, d); assert rows(one)==rows(r)
+    assert [r.skipped for r in fit_many(few(), bad(), 64*100, 64, max_skipped=2)]==[2]*3
+    with pytest.raises(ValueError, match='max_skipped must be a whole number of at least 0, got -1'): fit_many(few(), data(), **plan, max_skipped=[1, -1, 1])
+
 # ---- callbacks ----
 
 def test_callbacks_of_all_and_of_each(monkeypatch, capsys):
@@ -185,5 +199,8 @@ def test_one_that_cannot_begin_leaves_nothing_on_those_before_it(tmp_path):
     assert a.W_dec.grad is not None
 
 def test_one_of_several_processes_is_told_what_to_call(monkeypatch):
+    for m in ('rows', dict(rows=1)):
+        with pytest.raises(ValueError, match=r'mesh=None or False was expected, got .*call fit\(\.\.\., mesh='): fit_many([dictionaries['topk'](16, 32, k=4)], torch.randn(512, 16), 1024, 128, mesh=m)
     monkeypatch.setenv('WORLD_SIZE', '2')
+    assert fit_many([dictionaries['topk'](16, 32, k=4)], torch.randn(512, 16), 1024, 128, mesh=False)[0].step==8
     with pytest.raises(ValueError, match='trains in one process.*call fit for each.*jobs.map'): fit_many([dictionaries['topk'](16, 32, k=4)], torch.randn(512, 16), 1024, 128)

@@ -13,7 +13,8 @@ from sparsenb.dictionary import load_dictionary
 from sparsenb.parallel import _PartSource
 from sparsenb.ranks import Ranks, traffic, undivided
 from sparsenb.store import ActivationStore
-from sparsenb.train import Callback, StoreSource, fit
+from sparsenb.train import Callback, Progress, StoreSource, fit
+from killing import Children
 
 D,M,B,STEPS = 32,512,64,20
 
@@ -45,7 +46,7 @@ def against_one(name, meshes, rank, **kw):
     one,run = train(name, False, x, {**CFG[name]}, **kw)
     for m,(d,r) in got.items():
         same = {k: abs(r.history[k]-run.history[k]).max().item() for k in ('loss','l0','fvu','dead')}
-        out[m] = dict(off=off(d, one), moved=(one.W_dec-type(one)(**one.cfg).W_dec).abs().max().item(), dead=run.history['dead'].max().item(), log=same, sent=dict(r.ranks.sent), calls=dict(r.ranks.calls))
+        out[m] = dict(off=off(d, one), moved=(one.W_dec-type(one)(**one.cfg).W_dec).abs().max().item(), dead=run.history['dead'].max().item(), engine=r.engine.name, log=same, sent=dict(r.ranks.sent), calls=dict(r.ranks.calls))
     return out
 
 def told(f):
@@ -77,7 +78,7 @@ def refusals(r, folder):
     return dict(d_sae=one('d_sae', cfg=dict(d_sae=511)), batch=told(lambda: fit(dictionaries['relu'](D, M), x, 6300, 63, mesh='rows')), mesh=one('mesh', mesh=dict(rows=3)), word=one('word', mesh='columns'),
         data=one('data', x=x+r), lr=one('lr', lr=[1e-3, 2e-3][r]), seed=one('seed', cfg=dict(seed=r)), path=one('path', there='.tmp-4x1-step-00000010'), plain=one('plain', there='step-00000010'),
         method=one('method', 'matryoshka'), solved=one('solved', 'pca', 'rows', cfg=dict(d_sae=16)), norm=one('norm', 'monet', 'rows', cfg=dict(d_sae=64)), alone=one('alone', x=nan if r else x),
-        skipped=one('skipped', max_skipped=1), aux=one('aux', 'atoms', 'rows', cfg=dict(d_sae=64, k_aux=8, k=4, aux_coef=1.)))
+        engine=one('engine', engine='bf16'), milestones=one('milestones', milestones=[[5], [6]][r]), aux=one('aux', 'atoms', 'rows', cfg=dict(d_sae=64, k_aux=8, k=4, aux_coef=1.)))
 
 def registry(r):
     "Every method by rows: the difference from one process, or why it was refused"
@@ -100,8 +101,55 @@ def stored(r, folder):
     d,_ = train('topk', 'rows', store, {**CFG['topk']})
     if not r: return torch.equal(torch.cat(all_), next(StoreSource(store, B, 0, D, 'cpu').batches(7))), off(d, train('topk', False, store, {**CFG['topk']})[0])
 
+def kept(r, folder):
+    "For each mesh: which checkpoints stay, which are milestones, and how far one of them is from that of one process"
+    out = {}
+    for m in ('rows', 'features'):
+        d,run = train('topk', m, cfg={**CFG['topk']}, path=folder/f'kept {m}', checkpoint_every=5, milestones=[0, 7, 10])
+        if r: continue
+        _,one = train('topk', False, cfg={**CFG['topk']}, path=folder/f'kept {m} by one', checkpoint_every=5, milestones=[7])
+        a,b = run.milestone(7),one.milestone(7)
+        out[m] = dict(steps=[int(p.name[5:]) for p in run.checkpoints], kept=[int(p.name[5:]) for p in run.milestones], off=off(a, b), moved=off(a, d), last=off(run.milestone(10), d), about=[a.provenance['steps'], a.training, type(a).__name__], lost=told(lambda: run.milestone(5)))
+    return out
+
+def skipped(r):
+    "Two batches of 75 with a number that is not finite, in rows of different ranks"
+    x,out = list(data(75*B).split(B)),{}
+    x[70],x[72] = x[70].clone(),x[72].clone(); x[70][5,2] = float('nan'); x[72][40,3] = float('inf')
+    def go(mesh, most, engine='auto'):
+        d = dictionaries['topk'](D, M, **CFG['topk'])
+        return d,fit(d, x, 75*B, B, lr=3e-3, seed=0, log_every=1, mesh=mesh, max_skipped=most, engine=engine)
+    for m,engine in (('rows', 'auto'), ('rows', 'dense'), ('features', 'auto')):
+        d,run = go(m, 2, engine)
+        said = [None]*2
+        dist.all_gather_object(said, [told(lambda: go(m, most, engine)) for most in (0, 1)])
+        if not r:
+            one,alone = go(False, 2)
+            out[f'{m} {engine}'] = dict(off=off(d, one), n=[run.skipped, alone.skipped, run.step, d.n_seen.item()], rows=[r['step'] for r in run.rows]==[r['step'] for r in alone.rows], log=run.rows[-1]['skipped'], provenance=d.provenance['skipped'], said=said)
+    return out
+
+class Rootless(dictionaries['topk']):
+    "TopK with an infinite gradient after step 11, where rank 1 trains"
+    name = 'rootless'
+    def step(self, x, y=None):
+        out,b = super().step(x, y),self.b_enc
+        return out._replace(loss=out.loss+(b-b.detach()).abs().sqrt().sum()) if round(self.progress*STEPS)==11 and (not dist.is_initialized() or dist.get_rank() or self.alone) else out
+    alone = False
+
+def gradient(r):
+    "A gradient that is infinite on one rank alone is passed over on both"
+    def go(mesh):
+        d = Rootless(D, M, **CFG['topk']); d.alone = mesh is False
+        return d,fit(d, data(), STEPS*B, B, lr=3e-3, seed=0, mesh=mesh, max_skipped=1)
+    d,run = go('rows')
+    if not r: return off(d, go(False)[0]), run.skipped
+
 def of_two(r, folder):
     yield 'topk', against_one('topk', ('rows', 'features'), r)
+    yield 'dense', against_one('topk', ('rows', 'features'), r, engine='dense')
+    yield 'kept', kept(r, folder)
+    yield 'skipped', skipped(r)
+    yield 'gradient', gradient(r)
     yield 'batch_topk', against_one('batch_topk', ('rows', 'features'), r)
     yield 'transcoder', against_one('transcoder', ('rows', 'features'), r)
     yield 'clip', against_one('topk', ('rows', 'features'), r, grad_clip=1e-7)
@@ -165,6 +213,24 @@ def test_two_ranks_that_divide_the_batch_train_what_one_process_would(two, name)
 @pytest.mark.parametrize('name', NAMES)
 def test_two_ranks_that_divide_the_features_train_what_one_process_would(two, name): check(two[name]['features'], 1e-5)
 
+def test_no_gradient_is_whole_unless_it_must_be(two):
+    "The path `torch` on each rank, and `dense` where it is asked for or clipping needs it: the same weights, and the same bytes"
+    assert {g['engine'] for n in NAMES for g in two[n].values()}=={'torch'} and {g['engine'] for n in ('dense','clip') for g in two[n].values()}=={'dense'}
+    check(two['dense']['rows'], 1e-6); check(two['dense']['features'], 1e-5)
+    assert two['dense']['rows']['sent']['gradients']==two['topk']['rows']['sent']['gradients']
+
+@pytest.mark.parametrize('how', ['rows auto', 'rows dense', 'features auto'])
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(two, how):
+    got = two['skipped'][how]
+    assert got['off']<=(1e-6 if 'rows' in how else 1e-5) and got['n']==[2, 2, 75, 73*B] and got['rows'] and got['log']==got['provenance']==2
+    for rank,(none,one) in enumerate(got['said']):
+        assert 'FloatingPointError: loss is nan at step 71' in none and 'at step 73, after 1 skipped steps (max_skipped=1)' in one
+        if 'rows' in how: assert ('row 5, dimension 2' in none)==(rank==0) and ("another rank's rows gave it" in none)==(rank==1)
+
+def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_on_all(two):
+    difference,n = two['gradient']
+    assert difference<=1e-6 and n==1
+
 def test_features_that_are_not_trained_can_be_divided_too(two):
     for got in two['random_features'].values(): assert got['moved']==0 and got['off']<=1e-6
 
@@ -224,6 +290,62 @@ def test_a_training_of_two_goes_on_with_four(two, four, folder, one):
     assert 'as planned' in two['broken'] and four['went on']==[STEPS]*2
     for i in range(2): assert off(load_dictionary(folder/f'went on {i}'/'final'), one)<=1e-5
 
+def test_milestones_stay_and_open_whole(two):
+    for got in two['kept'].values():
+        assert got['steps']==[0, 7, 10, 15, 20] and got['kept']==[0, 7, 10] and got['about']==[7, False, 'TopK']
+        assert got['off']<=1e-5 and got['moved']>.01 and got['last']>1e-3 and 'no milestone at step 5: there are 0, 7, 10' in got['lost']
+
+def parted(path): fit(dictionaries['topk'](D, M, **CFG['topk']), data(), STEPS*B, B, lr=3e-3, seed=0, mesh='features', path=path, checkpoint_every=4, milestones=[8])
+
+def die_in(stage):
+    "From now on be killed while the checkpoint of step 4 is deleted, or that of step 16 is given its name"
+    replace,rmtree = os.replace,shutil.rmtree
+    def die(): os.kill(os.getpid(), signal.SIGKILL)
+    def moved(a, b):
+        if stage=='before' and Path(a).name=='step-00000004' or stage=='named' and Path(b).name=='step-00000016': die()
+        replace(a, b)
+        if stage=='aside' and Path(a).name=='step-00000004': die()
+    def gone(path, *a, **k):
+        if stage=='half' and Path(path).exists() and '00000004' in Path(path).name: (Path(path)/'mesh.json').unlink(); die()
+        rmtree(path, *a, **k)
+    os.replace,shutil.rmtree = moved,gone
+
+@pytest.fixture(scope='module')
+def children():
+    with Children('test_parallel') as c: yield c
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory):
+    parted(path := tmp_path_factory.mktemp('parted'))
+    return path
+
+@pytest.mark.parametrize('stage', ['before', 'aside', 'half', 'named'])
+def test_killed_while_checkpoints_are_deleted(stage, children, unbroken, tmp_path):
+    "Two and the milestones stay, no half of one is taken for a checkpoint, and the same call gives the same bits"
+    assert children.run(f'die_in({stage!r}); parted({str(tmp_path)!r})') is None, 'it was not killed'
+    assert (tmp_path/'fit.lock').exists() and all((p/'mesh.json').is_file() for p in tmp_path.glob('step-*'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        warnings.filterwarnings('ignore', module='torch')
+        parted(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir())==sorted(p.name for p in unbroken.iterdir())==['final', 'log.csv', 'step-00000008', 'step-00000016', 'step-00000020']
+    for n in ('step-00000008', 'step-00000020'): assert pieces(tmp_path/n)==pieces(unbroken/n)
+    assert (tmp_path/'final'/'weights.safetensors').read_bytes()==(unbroken/'final'/'weights.safetensors').read_bytes()
+
+def test_a_second_training_at_the_same_path_is_refused(tmp_path):
+    said = []
+    class Second(Callback):
+        def after_step(self, run, out):
+            if run.step==7: said.extend(told(lambda: fit(dictionaries['topk'](D, M), data(), STEPS*B, B, mesh=m, path=tmp_path)) for m in ('features', False))
+    train('topk', 'features', cfg={**CFG['topk']}, path=tmp_path, callbacks=[Second()])
+    assert len(said)==2 and all('RuntimeError: another process is writing' in s for s in said), said
+    assert not (tmp_path/'fit.lock').exists()
+
+def test_the_bar_names_the_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('SPARSENB_PROGRESS', 'text')
+    train('topk', 'features', cfg={**CFG['topk']}, callbacks=[Progress()])
+    assert '(path torch)' in capsys.readouterr().err
+
 @pytest.fixture
 def copy(two, folder, tmp_path): return shutil.copytree(folder/'broken', tmp_path/'run')
 
@@ -255,7 +377,7 @@ def test_no_file_of_a_checkpoint_can_be_executed(copy):
 @pytest.mark.parametrize('case,words', [
     ('d_sae', 'd_sae=511 cannot be divided over 2'), ('mesh', 'needs 3 processes, there are 2'), ('word', "got 'columns'"), ('data', 'the ranks differ in data'), ('lr', 'the ranks differ in lr: rank 0 has 0.001, rank 1 has 0.002'),
     ('seed', 'the ranks differ in cfg'), ('path', 'half a checkpoint of another mesh'), ('plain', 'was written by one process'), ('method', 'matryoshka has its own errors'), ('solved', 'pca is solved'),
-    ('norm', 'two steps of monet on parts'), ('skipped', 'max_skipped=1 is for one process'), ('aux', 'two steps of atoms on parts')])
+    ('norm', 'two steps of monet on parts'), ('engine', "the path 'bf16' is for one process"), ('milestones', 'the ranks differ in milestones: rank 0 has [5], rank 1 has [6]'), ('aux', 'two steps of atoms on parts')])
 def test_refused(two, case, words):
     said,untouched = two['refused'][case]
     for s in said: assert s and s.startswith('ValueError') and words in s

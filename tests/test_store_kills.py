@@ -159,6 +159,20 @@ def test_whose_lock_is_stale(tmp_path):
             with Lock(tmp_path, 'writer'): return False
         except RuntimeError: return True
         finally: f.unlink(missing_ok=True)
-    assert held() and held(host='elsewhere', pid=1) and held(host='elsewhere', pid=2**22+1)
+    parent = dict(pid=os.getppid(), began=_began(os.getppid()))
+    assert held(**parent) and not held() and held(host='elsewhere', pid=1) and held(host='elsewhere', pid=2**22+1)
     assert not held(pid=2**22+1) and not held(began=me['began']-1)  # nobody has the number; somebody else has it now
     f.write_text('{'); assert Lock(tmp_path, 'writer').__enter__().__exit__() is None
+
+@pytest.mark.parametrize('job,count', [('SLURM_JOB_ID','SLURM_RESTART_COUNT'), ('TORCHELASTIC_RUN_ID','TORCHELASTIC_RESTART_COUNT')])
+def test_a_job_that_is_started_again_follows_its_earlier_start(job, count, tmp_path, monkeypatch):
+    "On whatever machine that was; another job's, or one of the same start, stays"
+    monkeypatch.setenv(job, '77'); monkeypatch.setenv(count, '1')
+    with Lock(tmp_path, 'writer') as l: me = json.loads(l.file.read_text())
+    assert me['starts'][f'{job} 77']==1
+    def held(starts):
+        (tmp_path/'writer.lock').write_text(json.dumps(me|dict(host='elsewhere', starts=starts)))
+        try:
+            with Lock(tmp_path, 'writer'): return False
+        except RuntimeError: return True
+    assert not held({f'{job} 77': 0}) and held({f'{job} 77': 1}) and held({f'{job} 78': 0}) and held({})
