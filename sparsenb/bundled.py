@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from .core import atomic_file, atomic_folder, progress, settings, write_json, write_text
 from .corpus import Corpus, load_corpus
+from .shapes import train_shapes
 
 # %% auto #0
 __all__ = ['split_pattern', 'BOS', 'PAD', 'T', 'train_tokenizer', 'Windows', 'bits_per_byte', 'build', 'rate', 'train',
@@ -205,6 +206,7 @@ def main():
     "Train what is bundled, into the package's `weights/`"
     import importlib.util
     root = Path(importlib.util.find_spec('sparsenb').submodule_search_locations[0])/'weights'
+    train_shapes(root/'shapes_vlm', settings().cache/'training'/'shapes_vlm')
     train_stdlib(root/'stdlib-4l', settings().cache/'training'/'stdlib-4l')
 
 if __name__=='__main__' and '__file__' in globals(): main()
