@@ -1,11 +1,15 @@
 """Everything for a notebook: `from sparsenb.all import *`."""
-from sparsenb.core import dictionaries, probes, analyses, testbeds, formats, widgets, settings
+from sparsenb.core import dictionaries, probes, analyses, testbeds, evaluations, formats, widgets, settings
 from sparsenb.corpus import load_corpus
 from sparsenb.models import load_model, Model
 from sparsenb.hooks import capture, replaced, edited, ablate, add, patch
+from sparsenb.attention import attention_edits, mask_keys, redistribute, null_logit, key_bias, fix_coordinates
 from sparsenb.store import ActivationStore
 from sparsenb.dictionary import Dictionary, Codes, Step, load_dictionary
 from sparsenb.convert import read_dictionary, write_dictionary, convert
+from sparsenb.recorder import Checkpoints
+from sparsenb.trajectory import trajectory, through_layers, Trajectory
+from sparsenb.concepts import concept_space, concept_signal, learned_time, ConceptSpace, Prompt
 from sparsenb.lenses import lens
 from sparsenb.metrics import evaluate
 from sparsenb.probing import holdout
@@ -16,6 +20,7 @@ from sparsenb.index import Directions, FeatureIndex
 from sparsenb.notes import Notes
 from sparsenb.prompts import prompt_features, shared_features
 from sparsenb.steering import Steering, Change
+from sparsenb.sinks import sinks, Sinks
 from sparsenb.static import static_browser
 from sparsenb.export import export_figure, export_numbers, export_neuronpedia
 from sparsenb.planner import plan, plan_collect, Forecast
