@@ -4,7 +4,7 @@
 
 # %% ../nbs/22_attention.ipynb #389fd4f6
 from __future__ import annotations
-import contextlib, math, warnings
+import contextlib, warnings
 from dataclasses import dataclass
 import torch
 from torch import Tensor

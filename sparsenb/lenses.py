@@ -4,193 +4,21 @@
 
 # %% ../nbs/54_lenses.ipynb #e7be4a82
 from __future__ import annotations
-import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 import numpy as np, torch
-from torch import nn, Tensor
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 from . import core
-from .core import UnknownName, atomic_folder, crc32, read_json, settings, unknown, view, writable, write_json
-from .corpus import load_corpus
-from .sites import evaluating, example, run
+from .core import UnknownName, settings, unknown, view
 from .models import Model, load_model
-from .hooks import capture, inputs_of
+from .hooks import inputs_of
 from .metrics import bootstrap
 from .dynamics import Dynamics
+from .readout import Contexts, Lens, Readout, load_lens, readout_of, residuals
 
 # %% auto #0
-__all__ = ['measures', 'lens_kinds', 'Readout', 'readout_of', 'residuals', 'Contexts', 'contexts', 'Lens', 'AffineLens',
-           'load_lens', 'Reading', 'statistics', 'rows_of', 'read', 'lens_scores', 'LensCurves', 'lens_curves',
+__all__ = ['measures', 'lens_kinds', 'Reading', 'statistics', 'rows_of', 'read', 'lens_scores', 'LensCurves', 'lens_curves',
            'said_of', 'fitted', 'lens']
-
-# %% ../nbs/54_lenses.ipynb #61d90158
-class Readout:
-    "The end of a model: its final norm, once, and its unembedding"
-    def __init__(self,
-        norm,            # module, or None where there is none
-        head:nn.Module,  # from (…, d_model) to (…, n_out)
-    ): self.norm,self.head = norm,head
-
-    def __call__(self, h:Tensor)->Tensor: # (…, n_out), float32 or float64
-        "Logits of states (…, d_model); gradients flow to the states"
-        p = next(self.head.parameters(), h)
-        x = h.reshape(1, -1, h.shape[-1]).to(p.dtype)
-        with evaluating(self.head): y = self.head(x if self.norm is None else self.norm(x))
-        return (y if y.dtype==torch.float64 else y.float()).reshape(*h.shape[:-1], y.shape[-1])
-
-    def log_probs(self, h:Tensor)->Tensor: return self(h).log_softmax(-1)
-
-def _after_blocks(model, x):
-    "What the modules outside the blocks receive and give, the last block's output, and the model's own logits"
-    m,seen = model.module,[]
-    inside = {id(s) for n,s in m.named_modules() for b in ('.layers.','.layer.','.h.','.blocks.') if b in f'.{n}.'}
-    def note(name, mod):
-        def hook(_, args, kw, out):
-            i,o = next((a for a in (*args, *kw.values()) if isinstance(a, Tensor)), None), out if isinstance(out, Tensor) else None
-            if i is not None and o is not None: seen.append((name, mod, i, o))
-        return hook
-    hooks = [s.register_forward_hook(note(n, s), with_kwargs=True) for n,s in m.named_modules() if n and id(s) not in inside and type(s).__name__!='HookPoint']
-    last = f'resid_post.{model.n_layers-1}'
-    h = capture(model, x, last)[last]; seen.clear()
-    try:
-        with torch.no_grad(), evaluating(m): out = run(m, x)
-    finally:
-        for k in hooks: k.remove()
-    return seen, h, getattr(out, 'logits', out)
-
-# %% ../nbs/54_lenses.ipynb #55c55415
-def readout_of(
-    model, # anything `load_model` takes, with sites `resid_post.L`
-)->Readout:
-    "Find the final norm and the unembedding; raises ValueError where there is none or the two do not give the model's logits"
-    model = load_model(model)
-    if not model.sites.arch: raise ValueError(f"model {model.name} has no residual stream that is known by name: {model.sites!r}")
-    seen,h,logits = _after_blocks(model, example(model.module))
-    if not isinstance(logits, Tensor) or model.unembed_weight is None and logits.ndim!=2: raise ValueError(f"model {model.name} has no unembedding: a lens needs a model that predicts tokens or classes, this one gives {type(logits).__name__}")
-    same = lambda a,b: a.shape==b.shape and bool(torch.equal(a, b))
-    at = lambda t: t[:,0] if logits.ndim==2 and t.ndim==3 else t
-    heads = [(s, i) for _,s,i,o in seen if same(o, logits)]
-    for norm,out in [(s, o) for _,s,i,o in seen if same(i, h)]+[(None, h)]:
-        for head,i in heads:
-            if head is not norm and same(i, at(out)):
-                r = Readout(norm, head)
-                with torch.no_grad(): off = float((at(r(h))-logits).abs().max()/logits.abs().max())
-                if off<=(1e-4 if logits.dtype==torch.float32 else 3e-2): return r
-    raise ValueError(f"model {model.name}: no norm and unembedding were found that give its logits from {'resid_post.'+str(model.n_layers-1)}; something else comes between or after them")
-
-# %% ../nbs/54_lenses.ipynb #008becc9
-def residuals(
-    model:Model,
-    ids,               # int64 (n, T), or whatever the module takes
-    mask:Tensor=None,  # bool (n, T), False on padding
-)->Tensor:             # (n_layers+1, n, T, d_model)
-    "The residual stream before the first block and after each; raises ValueError where the model does not expose it"
-    names = ['resid_pre.0', *(f'resid_post.{l}' for l in range(model.n_layers or 0))]
-    if lost := [n for n in names if n not in model.sites]: raise ValueError(f"model {model.name} exposes no {', '.join(lost[:3])}, which a lens reads: {model.sites!r}")
-    c = capture(model, ids, names, mask)
-    return torch.stack([c[n] for n in names])
-
-class Contexts(NamedTuple):
-    "Pieces of text of one length"
-    ids:Tensor      # int64 (n, length), each beginning with the model's first token
-    docs:np.ndarray # int (n,): the document of each
-
-def _rows_of_ids(ids, split):
-    late = torch.arange(len(ids))%5==4
-    at = torch.nonzero(late if split=='held-out' else ~late if split=='train' else late|True)[:,0]
-    if not len(at): raise ValueError(f"{len(ids)} rows of token ids have no {split} part: every fifth row is held out")
-    return Contexts(ids[at.to(ids.device)], at.numpy())
-
-def contexts(
-    model:Model,
-    corpus='stdlib',     # anything `load_corpus` takes, or token ids int64 (n, T), of which every fifth row is held out
-    split:str=None,      # 'train', 'held-out' or 'all'
-    n_tokens:int=20_000, # at most so many
-    length:int=128,      # tokens of each; at most the model's context
-    per_doc:int=4,       # taken from one document, at most
-    seed:int=0,          # of the choice of documents
-)->Contexts:
-    "Pieces of documents chosen at random; raises ValueError where no document is long enough"
-    if isinstance(corpus, Tensor): return _rows_of_ids(inputs_of(model, corpus)[0], split)
-    length = min(length, model.n_ctx or length)
-    if length<2: raise ValueError(f"a piece of text has two tokens or more, got length={length}")
-    bos,n = [model.bos_id] if model.bos_id is not None else [], max(1, n_tokens//length)
-    rng,kept = random.Random(seed),[]
-    for i,d in enumerate(d for d in load_corpus(corpus, split) if len(d.text)>=length): # reservoir: whatever the corpus' size, so many texts are held
-        if len(kept)<n: kept.append(d.text)
-        elif (j := rng.randrange(i+1))<n: kept[j] = d.text
-    rng.shuffle(kept)
-    step,out,docs = length-len(bos),[],[]
-    for k,text in enumerate(kept):
-        row = model.tokens(text[:12*length*per_doc], max_len=2**31)[0][0].tolist()[len(bos):]
-        for a in range(0, min(len(row)-step+1, per_doc*step), step): out.append(bos+row[a:a+step]); docs.append(k)
-        if len(out)>=n: break
-    if not out: raise ValueError(f"no document of the corpus has {length} tokens: pass a smaller length, or longer texts")
-    return Contexts(torch.tensor(out[:n], device=model.device), np.array(docs[:n]))
-
-# %% ../nbs/54_lenses.ipynb #7b29dce4
-class Lens:
-    "The logit lens: every state is read as it stands"
-    name,about = 'logit',{}
-    def __call__(self, h:Tensor, row:int)->Tensor: return h # (…, d_model)
-    def check(self, model:Model): pass
-
-class AffineLens(nn.Module):
-    "A lens with a map for each row but the last: h + W h + b"
-    def __init__(self,
-        n_rows:int,      # rows that are mapped
-        d:int,           # d_model
-        name:str='tuned',
-        about:dict=None, # where it comes from: model, revision, text, steps …
-    ):
-        super().__init__()
-        self.weight,self.bias = nn.Parameter(torch.zeros(n_rows, d, d)),nn.Parameter(torch.zeros(n_rows, d))
-        self.name,self.about = name,dict(about or {})
-
-    def forward(self, h:Tensor, row:int)->Tensor: # (…, d_model)
-        if row>=len(self.weight): return h
-        x = h.to(self.weight.dtype)
-        return x+x@self.weight[row].T+self.bias[row]
-
-    def check(self, model:Model):
-        "Raises ValueError if the lens does not fit a model's layers and width"
-        want,got = (model.n_layers, model.d_model),(len(self.weight), self.weight.shape[1])
-        if want!=got: raise ValueError(f"this lens was fitted to {got[0]} layers of width {got[1]}, {model.name} has {want[0]} of width {want[1]}")
-
-    def __repr__(self): return f"AffineLens {self.name}: {len(self.weight)} rows of width {self.weight.shape[1]}, {', '.join(f'{k} {v}' for k,v in self.about.items())}"
-
-# %% ../nbs/54_lenses.ipynb #ed89b2c6
-def _save(self:AffineLens,
-    folder:Path|str, # made, or replaced as a whole
-    more:dict=None,  # further tensors, such as an optimizer's state
-):
-    "Write `cfg.json` and `weights.safetensors`, whole or not at all; raises OSError for a folder that cannot be written"
-    writable(Path(folder).parent)
-    with atomic_folder(folder) as tmp:
-        save_file({k: v.detach().cpu().contiguous() for k,v in {'weight': self.weight, 'bias': self.bias, **(more or {})}.items()}, tmp/'weights.safetensors')
-        write_json(tmp/'cfg.json', dict(name=self.name, about=self.about, crc32=crc32(tmp/'weights.safetensors')))
-
-def load_lens(
-    folder:Path|str, # written by `AffineLens.save`
-)->AffineLens:
-    "Read a fitted lens; raises FileNotFoundError or ValueError"
-    lens,_ = _load(folder)
-    return lens
-
-def _load(folder):
-    "A lens, and the further tensors that lie beside it"
-    folder = Path(folder)
-    if not (folder/'cfg.json').is_file(): raise FileNotFoundError(f"no lens in {folder}: a folder with cfg.json and weights.safetensors was expected")
-    info,w = read_json(folder/'cfg.json'),folder/'weights.safetensors'
-    if not w.is_file() or crc32(w)!=info.get('crc32'): raise ValueError(f"{w} is damaged or missing: its checksum is not the one in cfg.json")
-    t = load_file(w)
-    lens = AffineLens(*t['bias'].shape, info['name'], info['about']).to(t['weight'].dtype)
-    with torch.no_grad(): lens.weight.copy_(t.pop('weight')); lens.bias.copy_(t.pop('bias'))
-    return lens, t
-
-AffineLens.save = _save
 
 # %% ../nbs/54_lenses.ipynb #9b8ae438
 @dataclass(frozen=True, eq=False)

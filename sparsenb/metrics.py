@@ -10,7 +10,7 @@ import numpy as np, torch
 from torch import nn
 from . import core
 from .core import UnknownName, seed_of, settings, unknown
-from .scores import Case, Evaluation, Metric, Part, Score, bootstrap, fingerprint, kept, lacking, options_of, quotients, source_hash, wilson, _z
+from .scores import Case, Evaluation, Metric, Score, bootstrap, fingerprint, kept, lacking, options_of, quotients, source_hash, wilson, _z
 from .sites import evaluating
 from .models import load_model
 from .hooks import replaced

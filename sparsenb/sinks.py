@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np, torch
 from torch import Tensor
 from .core import analyses, view, widgets, within_memory
-from .models import Model, load_model
+from .models import load_model
 from .sinkvalue import normed, phi, tau_of
 from .sites import evaluating, hooking, run
 

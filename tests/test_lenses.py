@@ -10,7 +10,8 @@ from sparsenb.analyses.linear_jump import Products, early_exit, jump_scores
 from sparsenb.analyses.tuned_lens import fit_lens, lens_step
 from sparsenb.core import UnknownName, analyses
 from sparsenb.hooks import capture
-from sparsenb.lenses import AffineLens, Contexts, Lens, Readout, contexts, fitted, lens, lens_scores, load_lens, read, readout_of, residuals, statistics
+from sparsenb.readout import AffineLens, Contexts, Lens, Readout, contexts, load_lens, readout_of, residuals
+from sparsenb.lenses import fitted, lens, lens_scores, read, statistics
 from sparsenb.models import bundled, load_model
 
 torch.set_num_threads(1)

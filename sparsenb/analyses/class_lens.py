@@ -7,7 +7,8 @@ from __future__ import annotations
 import numpy as np, torch
 from torch import Tensor
 from ..core import analyses, seed_of, view
-from ..lenses import LensCurves, readout_of, residuals
+from ..readout import readout_of, residuals
+from ..lenses import LensCurves
 from ..metrics import bootstrap
 from ..models import load_model
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from ..core import analyses, view
-from ..lenses import readout_of
+from ..readout import readout_of
 from ..models import load_model
 from ..sites import is_bridge
 

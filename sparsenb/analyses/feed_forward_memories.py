@@ -9,7 +9,7 @@ import numpy as np, torch
 from torch import Tensor
 from ..core import analyses, seed_of, view
 from ..hooks import capture
-from ..lenses import Contexts, contexts, readout_of
+from ..readout import Contexts, contexts, readout_of
 from ..metrics import wilson
 from ..models import Model, load_model
 

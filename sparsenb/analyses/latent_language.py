@@ -7,8 +7,8 @@ from __future__ import annotations
 import numpy as np, torch
 from torch import Tensor
 from ..core import analyses, seed_of
-from ..hooks import inputs_of
-from ..lenses import LensCurves, fitted, readout_of, residuals, rows_of
+from ..readout import readout_of, residuals
+from ..lenses import LensCurves, fitted, rows_of
 from ..metrics import bootstrap
 from ..models import Model, load_model
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 import numpy as np, torch
 from torch import Tensor
 from ..core import analyses, seed_of, view, within_memory
-from ..lenses import AffineLens, Contexts, LensCurves, Readout, contexts, readout_of, residuals, said_of
+from ..readout import AffineLens, Readout, contexts, readout_of, residuals
+from ..lenses import LensCurves
 from ..metrics import bootstrap
 from ..models import load_model
 

@@ -5,7 +5,8 @@
 # %% ../../nbs/analyses/logit_lens.ipynb #56119f0c
 from __future__ import annotations
 from ..core import analyses, seed_of
-from ..lenses import Lens, LensCurves, contexts, fitted, lens_curves, lens_scores, readout_of, rows_of, said_of
+from ..readout import contexts, readout_of
+from ..lenses import LensCurves, fitted, lens_curves, lens_scores, rows_of, said_of
 from ..models import load_model
 
 # %% auto #0

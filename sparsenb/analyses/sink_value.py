@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 import numpy as np, torch
-from torch import Tensor
 from ..sinkvalue import normed, phi, tau_of
 from ..core import analyses, seed_of, view
 from ..metrics import bootstrap

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from ..core import analyses, progress, seed_of
-from ..lenses import AffineLens, Lens, LensCurves, Readout, _load, contexts, lens_curves, lens_scores, readout_of, residuals, said_of
+from ..readout import AffineLens, Lens, Readout, _load, contexts, readout_of, residuals
+from ..lenses import LensCurves, lens_curves, lens_scores, said_of
 from ..models import load_model
 
 # %% auto #0

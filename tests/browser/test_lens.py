@@ -3,7 +3,7 @@ import time
 import pytest
 
 PROMPT = 'def area(radius):\n    return'
-START = "import torch; torch.set_num_threads(1)\nfrom sparsenb.lenses import AffineLens, lens\nfrom sparsenb.models import load_model\nm = load_model('stdlib-4l')\nother = AffineLens(4, 256, 'tuned')\nother.bias.data.normal_(std=.2, generator=torch.Generator().manual_seed(0))"
+START = "import torch; torch.set_num_threads(1)\nfrom sparsenb.readout import AffineLens\nfrom sparsenb.lenses import lens\nfrom sparsenb.models import load_model\nm = load_model('stdlib-4l')\nother = AffineLens(4, 256, 'tuned')\nother.bias.data.normal_(std=.2, generator=torch.Generator().manual_seed(0))"
 HOSTILE = 'x = "<img src=x onerror=boom()>" # \u202e<script>boom()</script>\n\ty = """&amp;"""'
 CELL = '.snb-lens td[data-at="{},{}"]'
 
