@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 import numpy as np
-from .core import UnknownName, unknown, view
+from .core import UnknownName, unknown, view, widgets
 from .dynamics import checkpoints, finite
 
 # %% auto #0
-__all__ = ['smooth', 'Turn', 'bends', 'turning_points', 'Event', 'Trajectory', 'plane', 'over_steps', 'table', 'views',
-           'directions_of', 'trajectory', 'through_layers']
+__all__ = ['smooth', 'Turn', 'bends', 'turning_points', 'Event', 'Trajectory', 'plane', 'over_steps', 'table', 'views', 'plot',
+           'static', 'directions_of', 'trajectory', 'through_layers']
 
 # %% ../nbs/53_trajectory.ipynb #2dc353b1
 def smooth(
@@ -163,7 +163,19 @@ def table(self):
     return view('Table', self.title, ('path', self.step_label, *self.axes), tuple(rows), self.caption)
 
 def views(self)->tuple: return *((self.plane(),) if len(self.axes)>1 else ()),*self.over_steps()
+def plot(self,
+    **kw, # curves, payload, signal and traits of the widget: step, path, chosen, colour, dims, hidden, curve
+):
+    "The paths to walk along, with a slider: the widget `trajectory_plot`"
+    return widgets['trajectory_plot'](self, **kw)
+
+def static(self,
+    **kw, # of `plot`
+):
+    "The same for a page without a kernel, Html; its slider works there"
+    return self.plot(**kw).static()
 Trajectory.plane,Trajectory.over_steps,Trajectory.table,Trajectory.views = plane,over_steps,table,views
+Trajectory.plot,Trajectory.static = plot,static
 Trajectory.__repr__ = lambda self: f"Trajectory({self.title!r}: {len(self.paths)} paths, {len(self.steps)} steps, {', '.join(self.axes)})"
 Trajectory._repr_html_ = lambda self: ''.join(v._repr_html_() for v in self.views())
 
