@@ -12,6 +12,7 @@ from sparsenb.trajectory import trajectory, through_layers, Trajectory
 from sparsenb.concepts import concept_space, concept_signal, learned_time, ConceptSpace, Prompt
 from sparsenb.lenses import lens
 from sparsenb.metrics import evaluate
+from sparsenb.labels import Labels, code_labels, label_tokens
 from sparsenb.probing import holdout
 from sparsenb.train import fit, Run, Callback, Progress
 from sparsenb.many import fit_many

@@ -305,7 +305,7 @@ def _stored(dictionary, store, keep):
 
 def _wanted(also, case):
     "name -> options of the evaluations asked for, all of them checked"
-    names = [n for n in core.evaluations if not lacking(core.evaluations[n], case)] if isinstance(also, str) and also=='all' else [also] if isinstance(also, str) else also
+    names = [n for n in core.evaluations if not lacking(core.evaluations[n], case) and not core.evaluations[n].named_only] if isinstance(also, str) and also=='all' else [also] if isinstance(also, str) else also
     out = {n: dict(also[n]) if isinstance(also, dict) else {} for n in names}
     for n,options in out.items():
         options_of(f := core.evaluations[n], options)
@@ -333,7 +333,7 @@ def evaluate(
     dictionary,              # anything with `codes`, `decode_codes`, `d_in`, `d_sae`; left in the mode it was in
     store,                   # an `ActivationStore` of one site, or a tensor [n, d_in]
     model=None,              # with it, what splicing costs: anything `load_model` takes
-    also=(),                 # further evaluations: names, {name: options}, or 'all' that have what they need; see `evaluations`
+    also=(),                 # further evaluations: names, {name: options}, or 'all' that have what they need and fit any text; see `evaluations`
     others=(),               # dictionaries to compare with, e.g. of other seeds, for evaluations that need them
     n_tokens:int=262_144,    # rows to score on; None for all
     n_sequences:int=128,     # sequences to splice into
@@ -367,7 +367,7 @@ def evaluate(
         if model is not None: scores |= part('splice', lambda: _spliced(case, baseline, n_sequences, sequence_batch), model=model.revision, n_sequences=n_sequences, baseline=baseline)
         for name,options in also.items():
             f = core.evaluations[name]
-            got = part(name, lambda: _part(f, case, options), model=model and model.revision, options=options, version=f.version, source=source_hash(f), others=[fingerprint(o) for o in others])
+            got = part(name, lambda: _part(f, case, options), model=model and model.revision, options=options, version=f.version, source=source_hash(f, *f.uses), others=[fingerprint(o) for o in others])
             if twice := {*got['scores']}&{*scores}: raise ValueError(f"evaluation {name} reports {', '.join(sorted(twice))}, which is reported already")
             scores |= got['scores']; about |= got['about']; doubts |= got['doubts']
     return Evaluation(_title(dictionary, store), scores, fired, n, about, level, l0s, doubts, seconds, tuple(was))

@@ -258,12 +258,14 @@ _needs = dict(store='an ActivationStore, not a tensor', model='a model', others=
 def evaluation(
     version:int=1,         # counts changes of what it measures
     needs:tuple=(),        # of 'store', 'model', 'others'
+    uses:tuple=(),         # modules that decide what it measures: when their code changes, it is measured again
+    named_only:bool=False, # leave it out of 'all': it fits some texts only
 ):                         # a decorator for a function `(case, **options) -> Part`
     "Register an evaluation; raises `UnknownName` for a need that is none"
     for n in needs:
         if n not in _needs: raise UnknownName(unknown('need', n, _needs))
     def mark(f):
-        f.version,f.needs = version,tuple(needs)
+        f.version,f.needs,f.uses,f.named_only = version,tuple(needs),tuple(uses),named_only
         return core.evaluations(f)
     return mark
 

@@ -324,6 +324,12 @@ def test_evaluations_that_do_not_exist_or_lack_something_are_refused_before_anyt
     with pytest.raises(ValueError, match="evaluation 'toy' needs a model"): evaluate(m, x, also=['toy'], progress=False)
     assert not seen and not ran
 
+def test_all_are_those_that_have_what_they_need(asked, tmp_path):
+    model,store,ran = asked
+    core.evaluations._here['toy'].named_only = True
+    e = evaluate(topk(), store, also='all', keep=False, progress=False, n_boot=20)
+    assert 'decoder_geometry' in e.seconds and not {'stability', 'toy', 'sparse_probing'}&{*e.seconds} and not ran
+
 # ---- errors
 
 def test_what_does_not_fit_is_refused_before_anything_runs(x, spliced):
