@@ -5,13 +5,15 @@
 # %% ../nbs/88_export.ipynb #6e5babcf
 from __future__ import annotations
 import csv, io, json, math, re, unicodedata
+from functools import cache
 from pathlib import Path
 import numpy as np
+from fastcore.basics import patch
 from .core import atomic_file, read_json, view, writable, write_text
-from .views import Card, Histogram, Table, Tokens, _cell, _decimals, _parts, _rule, _series, _svg, _txt, escaped, headed, neighbour_groups, show_number, visible
+from .views import Card, Histogram, Table, Tokens, View, _cell, _decimals, _parts, _rule, _series, _svg, _txt, escaped, headed, neighbour_groups, show_number, visible
 
 # %% auto #0
-__all__ = ['figure_svg', 'export_figure', 'export_numbers', 'neuronpedia_feature', 'export_neuronpedia']
+__all__ = ['figure_svg', 'export_figure', 'numbers_text', 'export_numbers', 'neuronpedia_feature', 'export_neuronpedia']
 
 # %% ../nbs/88_export.ipynb #9e5e6aac
 _black,_grey = '#1b1f24','#636b74'
@@ -113,20 +115,51 @@ def figure_svg(
     foot = _txt(0, y+4, view.caption, 'start') if view.caption else ''
     return _svg(w, round(y+14), _txt(0, 14, visible(view.title), 'start', fill=_black, size=14)+s+foot, view.title)
 
-def export_figure(
-    view,           # a View, such as a card or a chart
-    path:Path|str,  # ends in .svg
-    width:int=None, # pixels; 640 for charts, 860 for texts and cards
-    most:int=12,    # rows of examples
-)->Path:
-    "Write a view as an SVG file on white. Raises ValueError for another kind of file, TypeError for what is no view"
-    path = Path(path)
-    if path.suffix.lower()!='.svg': raise ValueError(f"{path.name}: figures are written as .svg; nothing that this package depends on turns one into {path.suffix or 'anything else'}. A browser prints it, and Inkscape or rsvg-convert make a PNG of it")
+def _standing(view, width, most):
+    "A view as an SVG that stands alone: on white, with a margin"
     svg = re.sub('[\ufffe\uffff]', '\ufffd', figure_svg(view, width, most)) # the two that XML forbids
     at = svg.index('>')+1
     w,h = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()
     grown = svg[:at].replace(f'viewBox="0 0 {w} {h}"', f'viewBox="-12 -12 {float(w)+24:g} {float(h)+24:g}"', 1).replace(f' width="{w}" height="{h}"', f' width="{float(w)+24:g}" height="{float(h)+24:g}"', 1)
-    write_text(path, grown+'<rect x="-12" y="-12" width="100%" height="100%" fill="#fff"/>'+svg[at:]+'\n')
+    return grown+'<rect x="-12" y="-12" width="100%" height="100%" fill="#fff"/>'+svg[at:]
+
+# %% ../nbs/88_export.ipynb #2e80b0cb
+_fonts = (('DejaVu Sans', 'DejaVu Sans Mono'), ('Arial', 'Courier New'), ('Helvetica', 'Menlo'), ('Liberation Sans', 'Liberation Mono'), ('Noto Sans', 'Noto Sans Mono'), ('Segoe UI', 'Consolas'), ('FreeSans', 'FreeMono'))
+
+@cache
+def _font(draw):
+    "The families to draw with; raises ValueError where none of the known ones is installed"
+    tiny = lambda text: f'<svg xmlns="http://www.w3.org/2000/svg" width="24" height="16"><text y="12">{text}</text></svg>'
+    blank = draw(svg_string=tiny(''))
+    for sans,mono in _fonts:
+        if all(draw(svg_string=tiny('Ag').replace('<text', f'<text font-family="{f}"'))!=blank for f in (sans, mono)): return dict(font_family=sans, sans_serif_family=sans, monospace_family=mono)
+    raise ValueError(f"no font was found to write a PNG with, of {', '.join(s for s,_ in _fonts)}: install one, or write an .svg")
+
+def _png(svg, scale):
+    "An SVG as a picture, bytes; raises ImportError that says how to get the renderer"
+    try: from resvg_py import svg_to_bytes
+    except ImportError as e: raise ImportError("a PNG needs a renderer: `pip install sparsenb[png]`. Without it an .svg can be written, and the Export button of a live or static card makes a PNG in the browser") from e
+    w,h = map(float, re.search(r' width="([\d.]+)" height="([\d.]+)"', svg).groups())
+    if not 0<scale*max(w, h)<=20_000: raise ValueError(f"scale = {scale} makes a picture of {scale*w:.0f} by {scale*h:.0f} pixels: at most 20,000 to a side")
+    # of the families asked for, most are not there; those that are stand in their place
+    fonts = _font(svg_to_bytes)
+    svg = svg.replace('system-ui, sans-serif', fonts['sans_serif_family']).replace(_mono, f'font-family="{fonts["monospace_family"]}"')
+    return bytes(svg_to_bytes(svg_string=svg, zoom=scale, **fonts))
+
+def export_figure(
+    view,           # a View, such as a card or a chart
+    path:Path|str,  # ends in .svg or .png
+    width:int=None, # pixels; 640 for charts, 860 for texts and cards
+    most:int=12,    # rows of examples
+    scale:float=2., # of a PNG: its pixels for each of `width`
+)->Path:
+    "Write a view as a figure on white, SVG or PNG. Raises ValueError for another kind of file, TypeError for what is no view, ImportError where a PNG cannot be drawn"
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in ('.svg', '.png'): raise ValueError(f"{path.name}: figures are written as .svg or .png. A browser prints an .svg as {path.suffix or 'anything else'}, and Inkscape turns one into it")
+    svg = _standing(view, width, most)
+    data = _png(svg, scale) if kind=='.png' else (svg+'\n').encode()
+    with atomic_file(path) as t: t.write_bytes(data)
     return path
 
 # %% ../nbs/88_export.ipynb #6ec1185f
@@ -148,23 +181,38 @@ def _columns(view)->tuple[list,list]: # names, rows
     if len(flat)==len(n) and len({len(a) for a in flat.values()})<=1: return list(n), list(zip(*n.values()))
     return ['panel', 'row', 'column', 'value'], [(k, *(ix+('',))[:2], v) for k,a in n.items() for ix,v in np.ndenumerate(a)]
 
+def numbers_text(
+    view,     # a View
+    kind:str, # 'csv' or 'json'
+)->str:
+    "The numbers behind a view at full precision; NaN and infinity become empty. Raises TypeError for what is no view"
+    if not hasattr(view, 'numbers'): raise TypeError(f"a view was expected, got {type(view).__name__}: a live widget gives its view, such as `browser.card()`")
+    if kind=='json':
+        o = dict(kind=type(view).__name__, title=view.title, caption=getattr(view, 'caption', ''), numbers={k: _nested(a) for k,a in view.numbers().items()})
+        return json.dumps(o, indent=1, allow_nan=False)+'\n' # in ASCII: half surrogates survive
+    names,rows = _columns(view)
+    f = io.StringIO(newline='')
+    csv.writer(f).writerows([names, *([('' if (x := _value(v)) is None else x) for v in r] for r in rows)])
+    return f.getvalue().encode('utf-8', 'backslashreplace').decode()
+
 def export_numbers(
     view,          # a View
     path:Path|str, # ends in .csv or .json
 )->Path:
     "Write the numbers behind a view, at full precision; NaN and infinity become empty. Raises ValueError for another kind of file, TypeError for what is no view"
     path = Path(path)
-    if not hasattr(view, 'numbers'): raise TypeError(f"a view was expected, got {type(view).__name__}: a live widget gives its view, such as `browser.card()`")
-    if path.suffix not in ('.csv', '.json'): raise ValueError(f"{path.name}: numbers are written as .csv or .json")
-    if path.suffix=='.json':
-        o = dict(kind=type(view).__name__, title=view.title, caption=getattr(view, 'caption', ''), numbers={k: _nested(a) for k,a in view.numbers().items()})
-        write_text(path, json.dumps(o, indent=1, allow_nan=False)+'\n') # in ASCII: half surrogates survive
-    else:
-        names,rows = _columns(view)
-        f = io.StringIO(newline='')
-        csv.writer(f).writerows([names, *([('' if (x := _value(v)) is None else x) for v in r] for r in rows)])
-        with atomic_file(path) as t: t.write_bytes(f.getvalue().encode('utf-8', 'backslashreplace'))
+    if hasattr(view, 'numbers') and path.suffix not in ('.csv', '.json'): raise ValueError(f"{path.name}: numbers are written as .csv or .json")
+    text = numbers_text(view, path.suffix[1:])
+    with atomic_file(path) as t: t.write_bytes(text.encode())
     return path
+
+@patch
+def save(self:View,
+    path:Path|str, # ends in .svg or .png for the figure, .csv or .json for the numbers
+    **kw,          # of `export_figure`: width, most, scale
+)->Path:
+    "Write the figure, or the numbers behind it, as the name of the file says"
+    return export_numbers(self, path) if Path(path).suffix in ('.csv', '.json') else export_figure(self, path, **kw)
 
 # %% ../nbs/88_export.ipynb #af9fdf27
 def _floats(a, digits=5): return [round(float(v), digits) for v in a]

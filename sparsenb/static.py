@@ -5,10 +5,10 @@
 # %% ../nbs/87_static.ipynb #e194347c
 from __future__ import annotations
 import base64, json, re
-from functools import cache
-from importlib.resources import files
 import numpy as np
 from .core import UnknownName, show_bytes, unknown
+from .panels import asset
+from .planes import plane
 from .views import Html, escaped, headed, neighbour_groups, style
 
 # %% auto #0
@@ -24,15 +24,16 @@ class _Texts(dict):
     "Numbers of texts, in the order met"
     def __missing__(self, t): self[t] = len(self); return self[t]
 
-def _examples(card, texts):
-    "The examples of a card as columns"
+def _examples(card, texts, known=()):
+    "The examples of a card as columns; with their ranks, where the index knows the same examples"
     groups = [headed(g) for g in card.examples if g.rows] if card.examples and card.examples[0].rows else []
     rows,values = [r for g in groups for r in g.rows], [v for g in groups for v in g.values]
     ids = np.array([texts[t] for r in rows for t in r], np.int64)
     all = np.concatenate([*values, np.zeros(0)])
     at = np.flatnonzero(all)
-    wide = len(texts)>65536
-    return dict(groups=[[g.title, len(g.rows)] for g in groups], labels=[l for g in groups for l in (g.labels or ('',)*len(g.rows))], lengths=_b64([len(r) for r in rows], '<u2'),
+    wide,ranks = len(texts)>65536,np.concatenate([*(e.ranks for e in known), np.zeros(0, int)])
+    told = dict(ranks=_b64(ranks[at], '<u4')) if known and [len(e.ids) for e in known]==[len(r) for r in rows] else {}
+    return told|dict(groups=[[g.title, len(g.rows)] for g in groups], labels=[l for g in groups for l in (g.labels or ('',)*len(g.rows))], lengths=_b64([len(r) for r in rows], '<u2'),
                 peaks=_b64([p for g in groups for p in (g.peaks or [int(np.argmax(v)) if len(v) else -1 for v in g.values])], '<i2'), ids=_b64(ids, '<u4' if wide else '<u2'), wide=wide, at=_b64(at, '<u4'), values=_b64(all[at], '<f4'), vmax=card.vmax)
 
 def _near(index, card, n=5):
@@ -42,6 +43,30 @@ def _near(index, card, n=5):
     return [[t, rows] for t,rows in near if rows]
 
 # %% ../nbs/87_static.ipynb #a44ad801
+def _ablated(index, ids, most, texts, at_once=512):
+    "What taking each feature away does at the tokens its first `most` examples are about: columns, by feature"
+    from sparsenb.ablations import ablations # with torch, which a page without effects does not need
+    out = {}
+    for k in range(0, len(ids), step := max(1, at_once//max(1, most))):
+        some = [(i, e, row) for i in ids[k:k+step] for row,e in enumerate(index._all(i)[:most]) if e.values[e.peak]]
+        for (i,e,row),x in zip(some, ablations(index, [(i, e, None) for i,e,_ in some])):
+            if not x.activation: continue # in a shorter context it may sleep
+            told = [*x.up, *x.down]
+            out.setdefault(i, []).append((row, texts[x.next_token] if x.loss==x.loss else -1, [texts[t] for t,_ in told], [x.loss, x.loss_without, *(v for _,v in told)], len(x.up), x.context))
+    def column(rows):
+        row,follows,named,v,n,how = zip(*rows)
+        return dict(rows=_b64(row, '<u2'), next=_b64(follows, '<i4'), named=_b64(np.concatenate(named), '<u4'), values=_b64(np.concatenate(v), '<f4'), up=n[0], down=len(named[0])-n[0], context=how[0])
+    return {i: column(rows) for i,rows in out.items()}
+
+def _map(index, ids, by, most=20_000):
+    "Places of the features of a page, and of others behind them, as numbers from 0 to 65535"
+    p,on = plane(index, by).astype(float),np.flatnonzero(np.asarray(index.alive))
+    if not len(on): return None
+    lo,hi = p[on].min(0),p[on].max(0)
+    put = lambda some: _b64((65535*(p[some]-lo)/np.maximum(hi-lo, 1e-12)).round().clip(0, 65535), '<u2')
+    others = np.setdiff1d(on, ids)
+    return dict(here=put(ids), rest=put(others[::-(-len(others)//most) or 1]), by=by, n=len(on))
+
 def _plain(v):
     "A number, text or nothing, for JSON"
     if v is None or isinstance(v, str): return v
@@ -50,7 +75,7 @@ def _plain(v):
 
 def _bins(edges, counts): return dict(ends=[float(edges[0]), float(edges[-1])], counts=[int(c) for c in counts])
 
-def _feature(index, i, shown, texts, notes):
+def _feature(index, i, shown, texts, notes, gone):
     "All that a page knows of one feature"
     c = index.card(i)
     out = dict(id=c.feature, title=c.title, note=c.note, stats=[[s[0], *map(_plain, s[1:4]), s[4]] for s in c.stats], density=float(index.density[i]), max=float(index.max_act[i]), vmax=0.)
@@ -60,19 +85,18 @@ def _feature(index, i, shown, texts, notes):
         out |= {k: t and [[texts[r[0]], float(r[1])] for r in t.rows[:6]] for k,t in (('up', c.up), ('down', c.down))}
         if hasattr(index, 'logit_histogram') and index.has('logit_histogram'): out['effects'] = _bins(*index.logit_histogram(i))
     if 'neighbours' in shown: out['near'] = _near(index, c)
-    return out | (_examples(c, texts) if 'examples' in shown else {})
+    if hasattr(index, 'n_active'): out['n'] = int(index.n_active[i])
+    if i in gone and 'examples' in shown: out['gone'] = gone[i]
+    return out | (_examples(c, texts, index._all(i) if hasattr(index, '_all') else ()) if 'examples' in shown else {})
 
 class StaticBrowser(Html):
     "A page's browser of features"
     def __repr__(self): return f'StaticBrowser, {show_bytes(len(self.source))}'
 
-@cache
-def _asset(name): return (files('sparsenb')/'assets'/name).read_text(encoding='utf-8')
-
 def _script():
-    "The widget of the tokens, and the browser around it, as one function"
-    tokens = re.sub(r'^export default .*$', '', _asset('tokens.js'), flags=re.M).replace('export const', 'const')
-    return f"<script>(() => {{\n{tokens}\n{_asset('static_browser.js')}\n}})()</script>"
+    "The widget of the tokens, what the live card shares with this page, and the browser around them, as one function"
+    tokens = re.sub(r'^export default .*$', '', asset('tokens.js'), flags=re.M).replace('export const', 'const')
+    return f"<script>(() => {{\nconst render = (() => {{\n{tokens}\nreturn render\n}})()\n{asset('parts.js', 'effect.js', 'figure.js')}\n;(() => {{\n{asset('static_browser.js')}\n}})()\n}})()</script>"
 
 # %% ../nbs/87_static.ipynb #d0717517
 def static_browser(
@@ -81,16 +105,20 @@ def static_browser(
     title:str='',     # of the list; what the index is of, unless given
     sections=static_sections, # of `static_sections`: what to show beside the statistics
     notes=None,       # `Notes`: their labels, bookmarks and notes are shown and searched
+    ablated:int=5,    # of so many of each feature's examples, the strongest first: what taking the feature away does to loss and logits, where dictionary and model are attached; about a tenth of a second each
+    by:str='pca',     # the map: 'pca', 'umap', or '' for none
 )->StaticBrowser:     # an `Html` that works from disk, without a kernel or a network
-    "Turn over some features of an index on a page: list, search, card, examples, neighbours. Raises `UnknownName` for a section that does not exist"
+    "Turn over some features of an index on a page: list, search, card, examples, neighbours, map, export. Raises `UnknownName` for a section that does not exist"
     for s in sections:
         if s not in static_sections: raise UnknownName(unknown('section', s, static_sections))
     ids = list(dict.fromkeys(map(int, features)))
-    css = style('base', 'table', 'svg', 'tokens', 'card').removesuffix('</style>')+_asset('tokens.css')+_asset('static_browser.css')+'</style>'
+    css = style('base', 'table', 'svg', 'tokens', 'card').removesuffix('</style>')+asset('tokens.css', 'static_browser.css')+'</style>'
     title = title or f'{len(ids)} features of {index.name} at {index.site}'
     if not ids: return StaticBrowser(f'<section class="snb">{css}<div class="snb-c">{escaped(title)}: nothing to show. Every feature may be dead, or none was chosen.</div></section>')
     texts = _Texts()
-    data = dict(title=title, noted=notes is not None, features=[_feature(index, i, sections, texts, notes) for i in ids])
+    gone = _ablated(index, ids, ablated, texts) if ablated and 'examples' in sections and hasattr(index, '_all') and index.has('effects') and getattr(index._live['dictionary'], 'rebuilds', False) else {}
+    data = dict(title=title, noted=notes is not None, features=[_feature(index, i, sections, texts, notes, gone) for i in ids])
+    if by and hasattr(index, 'map'): data['map'] = _map(index, ids, by)
     block = json.dumps(data | dict(texts=list(texts)), separators=(',', ':'), allow_nan=False).replace('<', r'\u003c')
     first = index.card(ids[0]).html(style=False)
     return StaticBrowser(f'{css}<section class="snb snb-static" aria-label="{escaped(title)}">{first}<script type="application/json">{block}</script></section>{_script()}')

@@ -1,5 +1,5 @@
 "Figures, numbers and Neuronpedia's batches: whole, exact, and hostile text is text"
-import csv, io, json, re
+import csv, io, json, re, struct, sys, zlib
 import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
@@ -44,13 +44,55 @@ def test_hostile_text_is_text_in_a_figure(tmp_path):
     assert '</script>' in drawn(export_figure(t, tmp_path/'f.svg'))
 
 def test_what_is_no_figure_is_refused(tmp_path):
-    for name in ('a.png', 'a.pdf', 'a'):
-        with pytest.raises(ValueError, match='figures are written as .svg'): export_figure(VIEWS['lines'](), tmp_path/name)
+    for name in ('a.gif', 'a.pdf', 'a'):
+        with pytest.raises(ValueError, match='figures are written as .svg or .png'): export_figure(VIEWS['lines'](), tmp_path/name)
     for v in (3, view, object()):
         with pytest.raises(TypeError, match='a card, a table, texts or a chart was expected'): export_figure(v, tmp_path/'a.svg')
         with pytest.raises(TypeError, match='a view was expected'): export_numbers(v, tmp_path/'a.csv')
     with pytest.raises(ValueError, match='.csv or .json'): export_numbers(VIEWS['lines'](), tmp_path/'a.txt')
     assert list(tmp_path.iterdir())==[]
+
+def pixels(path):
+    "Width, height and the bytes of the picture, unpacked"
+    b = path.read_bytes()
+    assert b[:8]==b'\x89PNG\r\n\x1a\n'
+    at,data = 8,b''
+    while at<len(b):
+        n,kind = struct.unpack('>I4s', b[at:at+8]); at += 8
+        if kind==b'IHDR': size = struct.unpack('>II', b[at:at+8])
+        if kind==b'IDAT': data += b[at:at+n]
+        at += n+4
+    return (*size, zlib.decompress(data))
+
+@pytest.mark.parametrize('kind', VIEWS)
+def test_every_view_becomes_a_picture_of_the_size_asked_for(tmp_path, kind):
+    pytest.importorskip('resvg_py')
+    v = VIEWS[kind]()
+    root = ET.parse(v.save(tmp_path/'f.svg', width=700)).getroot()
+    for scale in (1, 2.5):
+        w,h,data = pixels(v.save(tmp_path/'f.png', width=700, scale=scale))
+        assert abs(w-scale*float(root.get('width')))<=1 and abs(h-scale*float(root.get('height')))<=1
+        assert len(set(data))>20 # letters have edges of every grey
+
+def test_letters_are_drawn_and_a_narrow_card_is_narrow(tmp_path):
+    pytest.importorskip('resvg_py')
+    get = lambda *a, **kw: pixels(view('Tokens', *a).save(tmp_path/'t.png', scale=1, **kw))
+    blank,said,other = (get('', ((t,),), ([0.],)) for t in (' ', 'W', 'i'))
+    assert len({d for *_,d in (blank, said, other)})==3
+    c = ToyIndex().card(3)
+    assert pixels(c.save(tmp_path/'a.png', width=600, scale=1))[0]<pixels(c.save(tmp_path/'b.png', width=1200, scale=1))[0]==1224
+
+def test_a_picture_that_cannot_be_made_says_why(tmp_path, monkeypatch):
+    for scale in (0, -1, 1e6, float('nan')):
+        with pytest.raises((ValueError, ImportError), match='scale = |sparsenb.png'): VIEWS['lines']().save(tmp_path/'a.png', scale=scale)
+    monkeypatch.setitem(sys.modules, 'resvg_py', None)
+    with pytest.raises(ImportError, match=r'pip install sparsenb\[png\]'): VIEWS['card']().save(tmp_path/'a.png')
+    assert list(tmp_path.iterdir())==[]
+
+def test_a_view_is_saved_as_its_name_says(tmp_path):
+    v = VIEWS['histogram']()
+    assert v.save(tmp_path/'n.csv').read_bytes()==export_numbers(v, tmp_path/'m.csv').read_bytes() and json.loads(v.save(tmp_path/'n.json').read_text())['kind']=='Histogram'
+    assert v.save(tmp_path/'n.svg', width=500).read_text()==export_figure(v, tmp_path/'m.svg', 500).read_text()
 
 def rows(path): return list(csv.reader(io.StringIO(path.read_bytes().decode(), newline='')))
 
@@ -104,7 +146,11 @@ def fits(o, schema):
 @pytest.fixture(scope='module')
 def indexed(tmp_path_factory):
     "A small real index of the bundled model, and its dictionary"
-    from sparsenb.all import ActivationStore, FeatureIndex, dictionaries, load_corpus, load_model
+    from sparsenb.core import dictionaries
+    from sparsenb.corpus import load_corpus
+    from sparsenb.index import FeatureIndex
+    from sparsenb.models import load_model
+    from sparsenb.store import ActivationStore
     d = tmp_path_factory.mktemp('indexed')
     model = load_model('stdlib-4l')
     store = ActivationStore.collect(model, load_corpus('stdlib'), site='resid_post.2', n_tokens=4_000, path=d/'acts')
@@ -125,6 +171,40 @@ def test_batches_have_the_fields_of_the_format(indexed, tmp_path):
         all += o['features']
     assert [x['feature_index'] for x in all]==list(range(12)) and any(x['activations'] for x in all)
     assert {(x['n_prompts_total'], x['n_tokens_in_prompt'], x['dataset']) for x in all}=={(20, 200, 'stdlib')}
+
+# What Neuronpedia's own converter (`process_data`, which makes its upload of batch files) reads of a batch: names it takes by subscript must be there, and what it computes of them must be possible.
+
+CONVERTED = dict(batch=('model_id', 'layer', 'sae_id_suffix', 'features'), activation=('tokens', 'values', 'bin_contains', 'bin_max', 'bin_min', 'qualifying_token_index'),
+    feature=('feature_index', 'neuron_alignment_indices', 'neuron_alignment_values', 'neuron_alignment_l1', 'correlated_neurons_indices', 'correlated_neurons_pearson', 'correlated_neurons_l1', 'correlated_features_indices',
+        'correlated_features_pearson', 'correlated_features_l1', 'neg_str', 'neg_values', 'pos_str', 'pos_values', 'frac_nonzero', 'freq_hist_data_bar_heights', 'freq_hist_data_bar_values', 'logits_hist_data_bar_heights',
+        'logits_hist_data_bar_values', 'decoder_weights_dist', 'activations'))
+TOGETHER = (('neuron_alignment_indices', 'neuron_alignment_values', 'neuron_alignment_l1'), ('correlated_neurons_indices', 'correlated_neurons_pearson', 'correlated_neurons_l1'), ('correlated_features_indices', 'correlated_features_pearson', 'correlated_features_l1'),
+    ('neg_str', 'neg_values'), ('pos_str', 'pos_values'), ('freq_hist_data_bar_heights', 'freq_hist_data_bar_values'), ('logits_hist_data_bar_heights', 'logits_hist_data_bar_values')) # arrays drawn side by side
+
+def converted(batch, source_set):
+    "The rows of its two tables, made the way it makes them"
+    for k in CONVERTED['batch']: batch[k]
+    source = f"{batch['layer']}-{source_set}"+(f"__{batch['sae_id_suffix']}" if batch['sae_id_suffix'] else '')
+    features,activations = [],[]
+    for f in batch['features']:
+        for k in CONVERTED['feature']: f[k]
+        for group in TOGETHER: assert len({len(f[k]) for k in group})==1, group
+        values = [a['values'] for a in f['activations']]
+        for a in f['activations']:
+            for k in CONVERTED['activation']: a[k]
+            assert len(a['tokens'])==len(a['values']) and 0<=a['qualifying_token_index']<len(a['values'])
+            activations.append((source, f['feature_index'], max(a['values']), a['values'].index(max(a['values'])), min(a['values'])))
+        features.append((source, f['feature_index'], len(f.get('vector', []))>0, max((max(v) for v in values), default=0)))
+    return features, activations
+
+def test_batches_pass_through_neuronpedias_converter(indexed, tmp_path):
+    index,sae = indexed
+    f, = export_neuronpedia(index, range(20), tmp_path, sae_id_suffix='v2', dictionary=sae)
+    features,activations = converted(json.loads(f.read_text(encoding='utf-8')), 'res-try')
+    assert [x[:3] for x in features]==[('2-res-try__v2', i, True) for i in range(20)] and [x[3] for x in features]==pytest.approx(index.max_act[:20].tolist(), abs=1e-5)
+    assert len(activations)==sum(len(index._all(i)) for i in range(20)) and all(hi>0<=lo for *_,hi,_,lo in activations)
+    tops = [a for x in json.loads(f.read_text(encoding='utf-8'))['features'] for a in x['activations'] if (a['bin_min'], a['bin_contains'])==(-1, -1)] # how the top group is told from the others
+    assert len(tops)==sum(len(index.top(i)) for i in range(20))
 
 def test_batches_hold_the_values_of_the_index(indexed, tmp_path):
     index,sae = indexed
@@ -165,7 +245,7 @@ def data(html): return json.loads(re.search(r'<script type="application/json">(.
 def test_a_hundred_features_fit_five_megabytes(indexed):
     index,_ = indexed
     ids = np.flatnonzero(index.alive)[:100].tolist()
-    h = static_browser(index, ids).html()
+    h = static_browser(index, ids, ablated=0).html()
     assert len(ids)==100 and len(h.encode())<2_000_000
     assert [f['id'] for f in data(h)['features']]==ids
 
@@ -184,14 +264,55 @@ def test_its_numbers_are_those_of_the_card(indexed):
     assert f['histogram']['counts']==c.histogram.counts.astype(int).tolist() and [s[:2] for s in f['stats']]==[[s[0], s[1]] for s in c.stats]
     assert [t for t,_ in f['near']][:2]==['Decoder cosine', 'Encoder cosine']
 
+def test_ranks_and_effects_are_those_of_the_index(indexed):
+    import base64
+    index,_ = indexed
+    ids = np.argsort(-index.n_active)[3:6].tolist()
+    d = data(static_browser(index, ids, ablated=4).html())
+    for i,f in zip(ids, d['features']):
+        get = lambda o, k, t: np.frombuffer(base64.b64decode(o[k]), t)
+        es = index._all(i)
+        assert get(f, 'ranks', '<u4').tolist()==[int(r) for e in es for r,v in zip(e.ranks, e.values) if v] and f['n']==index.n_active[i]
+        g = f['gone']; n = g['up']+g['down']
+        values,named,follow = get(g, 'values', '<f4').reshape(-1, n+2),get(g, 'named', '<u4').reshape(-1, n),get(g, 'next', '<i4')
+        assert len(get(g, 'rows', '<u2'))==4
+        for k,row in enumerate(get(g, 'rows', '<u2')):
+            e = index.effects(i, es[row], n=3)
+            if e.loss==e.loss: np.testing.assert_allclose(values[k,:2], [e.loss, e.loss_without], atol=1e-4); assert d['texts'][follow[k]]==e.next_token
+            else: assert follow[k]==-1
+            np.testing.assert_allclose(values[k,2:], [v for _,v in e.up+e.down], atol=1e-4) # the texts may stand otherwise where two effects are equal but for rounding
+            assert {d['texts'][t] for t in named[k][:3]}&{t for t,_ in e.up} and g['context']==e.context
+    assert 'gone' not in data(static_browser(index, ids, ablated=0).html())['features'][0]
+    bare = type(index).open(index.path)
+    assert 'gone' not in data(static_browser(bare, ids).html())['features'][0] and 'ranks' in data(static_browser(bare, ids).html())['features'][0]
+
+def test_a_page_with_every_effect_fits_five_megabytes(indexed):
+    "The effects of some features, and what those of a hundred would take"
+    index,_ = indexed
+    ids = np.flatnonzero(index.alive)[:100].tolist()
+    size = lambda some, n: len(static_browser(index, some, ablated=n).html().encode())
+    few = ids[:4]
+    assert size(ids, 0)+25*(size(few, 1000)-size(few, 0))<5_000_000
+
+def test_the_map_holds_the_places(indexed):
+    import base64
+    index,_ = indexed
+    ids,on,p = [5, 9, 11],np.flatnonzero(index.alive),index.map().astype(float)
+    m = data(static_browser(index, ids, ablated=0).html())['map']
+    here,rest = (np.frombuffer(base64.b64decode(m[k]), '<u2').reshape(-1, 2) for k in ('here', 'rest'))
+    lo,hi = p[on].min(0),p[on].max(0)
+    np.testing.assert_allclose(here/65535, ((p[ids]-lo)/(hi-lo)).clip(0, 1), atol=1e-4)
+    assert len(rest)==len(np.setdiff1d(on, ids)) and (m['by'], m['n'])==('pca', len(on))
+    assert 'map' not in data(static_browser(index, ids, ablated=0, by='').html())
+
 def test_sections_are_chosen(indexed):
     index,_ = indexed
     for s,keys in dict(histogram={'histogram'}, effects={'up', 'down', 'effects'}, neighbours={'near'}, examples={'ids', 'groups', 'values'}).items():
-        f = data(static_browser(index, [1], sections=[s]).html())['features'][0]
+        f = data(static_browser(index, [1], ablated=0, sections=[s]).html())['features'][0]
         assert keys<=set(f)
-        f = data(static_browser(index, [1], sections=[k for k in static_sections if k!=s]).html())['features'][0]
+        f = data(static_browser(index, [1], ablated=0, sections=[k for k in static_sections if k!=s]).html())['features'][0]
         assert not keys&set(f)
-    with pytest.raises(UnknownName, match="did you mean 'examples'"): static_browser(index, [1], sections=['exampels'])
+    with pytest.raises(UnknownName, match="did you mean 'examples'"): static_browser(index, [1], ablated=0, sections=['exampels'])
     assert 'nothing to show' in static_browser(index, []).html()
 
 def test_no_token_ends_the_block():

@@ -178,7 +178,7 @@ def test_neighbours_are_split_by_kind():
 
 
 def test_views_and_widgets_stay_light(root):
-    for f in ('views.py', 'widgets/tokens.py', 'widgets/feature_browser.py', 'widgets/feature_card.py', 'widgets/feature_map.py', 'widgets/feature_compare.py', 'widgets/live_prompt.py', 'widgets/steering.py'):
+    for f in ('views.py', 'widgets/tokens.py', 'listing.py', 'panels.py', 'planes.py', 'static.py', 'widgets/feature_browser.py', 'widgets/feature_card.py', 'widgets/feature_list.py', 'widgets/feature_relatives.py', 'widgets/feature_map.py', 'widgets/feature_compare.py', 'widgets/live_prompt.py', 'widgets/steering.py'):
         tree = ast.parse((root/'sparsenb'/f).read_text())
         names = {n.name.split('.')[0] for x in tree.body if isinstance(x, ast.Import) for n in x.names} | {x.module.split('.')[0] for x in ast.walk(tree) if isinstance(x, ast.ImportFrom) and x.module and not x.level}
         assert not names&{'torch', 'plotly', 'pandas', 'matplotlib'}, (f, names)
@@ -253,6 +253,11 @@ def test_browser_searches_and_orders():
     assert b.feature in [r[0] for r in b.list.rows]
     b.list.kind = 'all'
     assert len(b._ids)==300
+    b.list.kind = 'sinks'
+    assert sorted(b._ids)==[1, 51, 101, 151, 201]
+    x.sink_features = np.zeros(300, bool); b.list.kind = 'all'; b.list.kind = 'sinks'
+    assert b.list.rows==[] and b.list.empty=='No feature is about sinks here.'
+    b.list.kind = 'all'
     b.list.order = 'by name'
     names = [x.title(i).strip().lower() for i in b._ids]
     assert names==sorted(names)
@@ -276,3 +281,59 @@ def test_turning_over_features_is_quick():
     for i in (1, 2, 3, 4, 5, 6, 7, 8, 9):
         t = time.perf_counter(); b.feature = i; took.append(time.perf_counter()-t)
     assert np.median(took)<.03, took
+
+def test_the_map_is_placed_by_umap_and_the_same_again():
+    pytest.importorskip('umap')
+    class Rows:
+        def __init__(self, a): self.a = a
+        detach = float = cpu = lambda self: self
+        def numpy(self): return self.a
+    x,r = ToyIndex(80),np.random.default_rng(0)
+    x._live = dict(dictionary=type('D', (), dict(W_dec=Rows((np.eye(6)[np.arange(80)%2]+.1*r.normal(size=(80, 6))).astype(np.float32))))())
+    m = widgets['feature_map'](x, by='umap')
+    p = m._places
+    assert np.isfinite(p).all() and (p==widgets['feature_map'](x, by='umap')._places).all() and not np.allclose(p, x.map())
+    a,b = (p[x.alive&(np.arange(80)%2==k)] for k in (0, 1))
+    apart = np.linalg.norm(a.mean(0)-b.mean(0))
+    assert apart>2*max(np.linalg.norm(g-g.mean(0), axis=1).mean() for g in (a, b)) # the two bundles of directions lie apart
+    assert (widgets['feature_map'](x, by='umap', seed=1)._places!=p).any()
+    m.brush,m.by = [0., 0., 1., 1.],'pca'
+    assert (m._places==x.map()).all() and m.brush==[] and m.error==''
+
+def test_a_map_without_umap_or_dictionary_says_so(monkeypatch):
+    import sys
+    x = ToyIndex(40)
+    with pytest.raises(ValueError, match=r'index.attach\(dictionary\)'): widgets['feature_map'](x, by='umap')
+    x._live = dict(dictionary=type('D', (), dict(W_dec=type('W', (), {k: (lambda self: self) for k in ('detach', 'float', 'cpu')}|dict(numpy=lambda self: np.eye(40, dtype=np.float32)))()))())
+    monkeypatch.setitem(sys.modules, 'umap', None)
+    with pytest.raises(ImportError, match=r'pip install sparsenb\[umap\]'): widgets['feature_map'](x, by='umap')
+    with pytest.raises(UnknownName, match="did you mean 'pca'"): widgets['feature_map'](x, by='pcs')
+    m = widgets['feature_map'](x)
+    m.by = 'umap' # asked for on the page: said, and nothing else changes
+    assert m.by=='pca' and 'sparsenb[umap]' in m.error and (m._places==x.map()).all()
+
+def test_a_feature_from_elsewhere_is_in_the_window_or_named_as_missing():
+    x = ToyIndex(5000); b = widgets['feature_browser'](x, window=60)
+    for i in (4000, 4001, 12, 4999, 2500):
+        b.feature = i
+        assert i in [r[0] for r in b.list.rows] and b.list.feature==i
+    b.feature = 13 # dead, and so not in the list
+    assert 13 not in [r[0] for r in b.list.rows] and '13 is not among them' in b.list.count
+    b.feature = 12
+    assert 'not among' not in b.list.count
+    b.list.query = x.title(12).strip(); b.feature = next(i for i in range(5000) if x.alive[i] and i not in b._ids)
+    assert f'{b.feature} is not among them' in b.list.count
+
+def test_the_card_gives_its_numbers_and_effects_to_the_page():
+    from types import SimpleNamespace as Told
+    from sparsenb.export import numbers_text
+    class Live(ToyIndex):
+        def has(self, panel): return True
+        def top(self, i): return [f'top {k}' for k in range(12)]
+        def effects(self, i, example, at, n): return Told(activation=2., next_token=' x', loss=1.25, loss_without=float('nan'), up=((' x', 1.5),), down=(), context='segment')
+    x = Live(); w,sent = widgets['feature_card'](x, 31),[]
+    w.send = sent.append
+    w._asked(dict(numbers='csv')); w._asked(dict(numbers='json')); w._asked(dict(numbers='exe')); w._asked(dict(peek=[2, 5]))
+    assert [s['text'] for s in sent[:2]]==[numbers_text(x.card(31), k) for k in ('csv', 'json')] and len(sent)==3
+    assert (sent[2]['peek'], sent[2]['feature'], sent[2]['effect']['loss'], sent[2]['effect']['loss_without'])==([2, 5], 31, 1.25, None) and w.head['effects']
+    assert w.selected==[] and w.effect=={}

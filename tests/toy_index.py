@@ -19,6 +19,7 @@ class ToyIndex:
         self.density = 10**r.uniform(-5, -1, d_sae)
         self.alive = np.arange(d_sae)%17!=13
         self.density[~self.alive] = 0
+        self.sink_features = self.alive&(np.arange(d_sae)%50==1)
         self.max_act = np.where(self.alive, r.uniform(2, 20, d_sae), 0.)
         if hostile: self.name,self.site = HOSTILE[1]+HOSTILE[4],HOSTILE[0]
 

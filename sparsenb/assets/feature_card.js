@@ -30,6 +30,11 @@ function render({ model, el }) {
   const rename = button(top, '✎', 'Edit the label (l)', () => edit())
   const star = button(top, '☆', 'Bookmark (b)', () => model.send({ bookmark: true }))
   star.classList.add('snb-star')
+  const asked = new Map() // of numbers, by kind: who waits for the kernel
+  const shut = exporter(top, root, { card: () => figured(), numbers: kind => new Promise((good, bad) => {
+    const late = setTimeout(() => { asked.delete(kind); bad(new Error('the kernel does not answer; numbers come from it')) }, 20000)
+    asked.set(kind, text => { clearTimeout(late); asked.delete(kind); good(text) }); model.send({ numbers: kind })
+  }) })
   const note = add(root, 'div', 'snb-c'), stats = add(root, 'div', 'snb-s')
   const charts = add(root, 'div', 'snb-charts')
   const [hist, up, down, effects] = Array.from({ length: 4 }, () => add(charts, 'div'))
@@ -200,7 +205,19 @@ function render({ model, el }) {
     return `${visible(e.tokens[j])} · position ${j} · ${show(e.values[j])}` + (r >= 0 ? ` · rank ${(r + 1).toLocaleString('en-US')}` + (head.n ? ` of ${head.n.toLocaleString('en-US')}` : '') : '')
   }
   const place = s => s.dataset.at.split(',').map(Number)
-  const say = s => { read.textContent = s ? tell(place(s)) + (spans.get(place(s)[0]).e.doc ? ' · ' + visible(spans.get(place(s)[0]).e.doc) : '') : '' }
+  // What is under the pointer; where it rests, the kernel tells what the feature does there
+  let peeked = new Map(), rest = 0, on = null
+  const say = s => {
+    on = s; clearTimeout(rest)
+    if (!s) { read.textContent = read.title = ''; return }
+    const p = place(s), f = peeked.get(p.join()), { doc } = spans.get(p[0]).e
+    read.textContent = read.title = tell(p) + (f ? f.text ? '' : effect_words(f) : doc ? ' · ' + visible(doc) : '')
+    if (!f && head.effects && spans.get(p[0]).e.values[p[1]]) rest = setTimeout(() => model.send({ peek: p }), 300)
+  }
+  const heard = m => {
+    if (m?.peek && m.feature === head.feature) { peeked.set(m.peek.join(), m.effect); if (on && place(on).join() === m.peek.join()) say(on) }
+    else if (m?.numbers) asked.get(m.numbers)?.(m.text)
+  }
   const mark = () => {
     for (const s of grid.querySelectorAll('.sel')) { s.classList.remove('sel'); s.removeAttribute('aria-selected') }
     const p = model.get('selected'), s = p.length === 2 && span(p)
@@ -217,20 +234,7 @@ function render({ model, el }) {
     box.remove(); box.replaceChildren()
     if (!s || !f.at || f.at[0] !== p[0] || f.at[1] !== p[1]) return
     if (f.text) add(box, 'div', 'snb-c', visible(f.text))
-    else {
-      const line = add(box, 'div')
-      if (f.loss !== null) {
-        line.append('Without the feature here, the loss of the next token '); fill(add(line, 'span', 'm'), f.next, true)
-        line.append(` goes from ${show(f.loss, 3)} to ${show(f.loss_without, 3)} nats (`)
-        const by = f.loss_without - f.loss
-        add(line, 'b', by > 0 ? 'pos' : 'neg', show(by, 3, true)); line.append(').')
-      } else line.append('No token follows, so there is no loss to tell.')
-      for (const [what, rows] of [['it raises', f.up], ['it lowers', f.down]]) {
-        const l = add(box, 'div'); add(l, 'span', 'what', what)
-        for (const [t, v] of rows) { fill(add(l, 'span', 'm'), t, true); add(l, 'span', v < 0 ? 'neg' : 'pos', show(v, 3, true)) }
-      }
-      add(box, 'div', 'snb-c', f.context === 'window' ? 'in logits; the model read this window alone' : 'in logits; the model read all that came before')
-    }
+    else effect_lines(box, f)
     s.closest('.snb-x').after(box)
   }
 
@@ -255,15 +259,29 @@ function render({ model, el }) {
     e.preventDefault(); e.stopPropagation()
   })
 
+  // What the figure is drawn from: the examples that are on the page, as they are cut there
+  const figured = () => {
+    const how = model.get('form'), now = model.get('group'), rows = shown(), by = new Map()
+    const cut = e => {
+      const [a, z] = how === 'Snippet' ? [Math.max(0, e.peak - 12), Math.min(e.tokens.length, e.peak + 6)] : [0, e.tokens.length]
+      return { label: show(e.values[e.peak], 3), tokens: e.tokens.slice(a, z), values: e.values.subarray(a, z), peak: e.peak - a }
+    }
+    for (const e of rows) { const k = now === groups[2] ? '' : String(e.group); if (!by.has(k)) by.set(k, []); by.get(k).push(cut(e)) }
+    const title = k => k === '' ? grid.querySelector('.snb-q')?.textContent ?? '' : head.groups[k] ?? ''
+    return { ...head, title: model.get('label') || head.title, groups: [...by].map(([k, rows]) => ({ title: title(k), rows })) }
+  }
+
   const all_new = () => {
-    edited(false)
+    edited(false); shut(false); peeked = new Map(); say(null)
     head = model.get('head'); all = examples(head, bytes(model.get('data')))
     facts(); marks(); histogram(); next_tokens(); list()
     root.dataset.feature = head.feature
+    root.classList.toggle('asks', !!head.effects)
   }
   all_new()
   const off = listen(model, { 'change:version': all_new, 'change:label change:bookmarked change:noted change:steps': marks, 'change:group change:form change:breaks change:chosen change:compact': list,
     'change:log': () => { histogram(); next_tokens() }, 'change:selected': mark, 'change:effect': effect })
-  return () => { clearTimeout(wait); off() }
+  model.on('msg:custom', heard)
+  return () => { clearTimeout(wait); clearTimeout(rest); model.off('msg:custom', heard); off() }
 }
 export default { render }

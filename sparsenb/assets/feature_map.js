@@ -1,7 +1,9 @@
 // Features as points in a plane: shade by density, drag to choose, click to go there. Two canvases: points, and what is marked upon them.
 function render({ model, el }) {
   const root = add(el, 'div', 'snb snb-map')
-  const head = add(root, 'div', 'snb-h'), title = head.appendChild(document.createTextNode(''))
+  const head = add(root, 'div', 'snb-h'), title = head.appendChild(document.createTextNode('')), by = choice(head, 'how features are placed', model.get('offered').map(w => w.toUpperCase()), w => put(model, { by: w.toLowerCase() }))
+  const seg = head.querySelector('.snb-seg'), wrong = add(root, 'div', 'snb-c snb-wrong')
+  wrong.setAttribute('role', 'alert')
   const box = add(root, 'div', 'snb-plane'), below = add(box, 'canvas'), above = add(box, 'canvas')
   above.tabIndex = 0; above.setAttribute('role', 'img')
   const tip = add(root, 'div', 'snb-read'), legend = add(root, 'div', 'snb-l')
@@ -48,7 +50,8 @@ function render({ model, el }) {
     title.data = model.get('title'); low.textContent = model.get('low'); high.textContent = model.get('high')
     above.setAttribute('aria-label', `${model.get('title')}, ${(xy.length / 2).toLocaleString('en-US')} features; drag to choose, click to go to one, Escape shows all`)
     legend.setAttribute('aria-label', `shade from density ${low.textContent} to ${high.textContent}`)
-    tip.textContent = visible(model.get('tip'))
+    tip.textContent = visible(model.get('tip')); by(model.get('by').toUpperCase()); seg.hidden = model.get('offered').length < 2
+    wrong.textContent = model.get('error'); wrong.hidden = !wrong.textContent
   }
   const at = e => { const b = above.getBoundingClientRect(); return [(e.clientX - b.x) * size / b.width, (e.clientY - b.y) * size / b.height] }
   const nearest = ([x, y]) => {
@@ -82,7 +85,7 @@ function render({ model, el }) {
   load(); words()
   const watch = new ResizeObserver(paint), theme = new MutationObserver(paint)
   watch.observe(box); theme.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-light', 'data-jp-theme-name'] })
-  const off = listen(model, { 'change:places': () => { load(); paint() }, 'change:lit': paint, 'change:feature change:brush': over, 'change:title change:tip change:low change:high': words })
+  const off = listen(model, { 'change:places': () => { load(); paint() }, 'change:lit': paint, 'change:feature change:brush': over, 'change:title change:tip change:low change:high change:by change:error change:offered': words })
   return () => { clearTimeout(wait); watch.disconnect(); theme.disconnect(); off() }
 }
 export default { render }

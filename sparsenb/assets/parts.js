@@ -40,6 +40,7 @@ const show = (v, digits = 4, plus = false) => {
 
 // One token; its signs are faint, a line break is followed by a mark that a style may turn into a real break
 const fill = (span, t, spaces = false) => {
+  span.replaceChildren()
   if (t === '') { add(span, 'i', 'w', '∅'); return span }
   const core = spaces ? t.trim() : t, left = spaces ? t.length - t.trimStart().length : 0
   const gap = n => { if (n) add(span, 'i', 'w', n < 5 ? '␣'.repeat(n) : `␣×${n}`) }

@@ -1,12 +1,5 @@
 // The feature browser of a page without a kernel. What it shows lies in the page; every text goes through textContent.
-// `render`, `show`, `add` and `visible` come from tokens.js, which stands before this in the same function.
-const NS = new DOMParser().parseFromString('<svg></svg>', 'text/html').body.firstChild.namespaceURI
-const draw = (parent, tag, attrs, text) => {
-  const e = document.createElementNS(NS, tag)
-  for (const [k, v] of Object.entries(attrs)) e.setAttribute(k, v)
-  if (text !== undefined) e.textContent = text
-  return parent.appendChild(e)
-}
+// `render` is that of tokens.js; parts.js, effect.js and figure.js stand before this.
 const column = (text, Kind) => {
   const s = atob(text), b = new Uint8Array(s.length)
   for (let i = 0; i < s.length; i++) b[i] = s.charCodeAt(i)
@@ -35,14 +28,26 @@ const choice = (parent, name, values, act) => {
   return v => all.forEach((b, i) => b.setAttribute('aria-pressed', values[i] === v))
 }
 
+// What taking the feature away does, by the example's row
+const ablated = (f, texts) => {
+  const out = new Map(), g = f.gone
+  if (!g) return out
+  const n = g.up + g.down, rows = column(g.rows, Uint16Array), next = column(g.next, Int32Array), named = column(g.named, Uint32Array), v = column(g.values, Float32Array)
+  rows.forEach((row, k) => {
+    const told = Array.from({ length: n }, (_, i) => [texts[named[k * n + i]], v[k * (n + 2) + 2 + i]])
+    out.set(row, { next: next[k] < 0 ? '' : texts[next[k]], loss: next[k] < 0 ? null : v[k * (n + 2)], loss_without: next[k] < 0 ? null : v[k * (n + 2) + 1], up: told.slice(0, g.up), down: told.slice(g.up), context: g.context })
+  })
+  return out
+}
 // The examples of one feature, out of its columns; the sparse values are spread once
 const examples = (f, texts) => {
   const lengths = column(f.lengths, Uint16Array), peaks = column(f.peaks, Int16Array), ids = column(f.ids, f.wide ? Uint32Array : Uint16Array)
   const at = column(f.at, Uint32Array), val = column(f.values, Float32Array), all = new Float32Array(ids.length)
-  at.forEach((p, i) => { all[p] = val[i] })
+  const rank = f.ranks && column(f.ranks, Uint32Array), ranks = rank && new Int32Array(ids.length).fill(-1), gone = ablated(f, texts)
+  at.forEach((p, i) => { all[p] = val[i]; if (rank) ranks[p] = rank[i] })
   let from = 0, row = 0
   return f.groups.map(([title, n]) => ({ title, rows: Array.from({ length: n }, () => {
-    const to = from + lengths[row], r = { tokens: Array.from(ids.subarray(from, to), t => texts[t]), values: all.subarray(from, to), peak: peaks[row], label: f.labels[row] }
+    const to = from + lengths[row], r = { tokens: Array.from(ids.subarray(from, to), t => texts[t]), values: all.subarray(from, to), ranks: ranks?.subarray(from, to), peak: peaks[row], label: f.labels[row], start: 0, gone: gone.get(row) }
     from = to; row++
     return r
   }) }))
@@ -50,7 +55,7 @@ const examples = (f, texts) => {
 const snippet = (r, left = 5, right = 3) => {
   if (r.peak < 0) return r
   const a = Math.max(0, r.peak - left), b = r.peak + right + 1
-  return { ...r, tokens: r.tokens.slice(a, b), values: r.values.slice(a, b), peak: r.peak - a }
+  return { ...r, tokens: r.tokens.slice(a, b), values: r.values.slice(a, b), ranks: r.ranks?.slice(a, b), peak: r.peak - a, start: a }
 }
 
 // Bars that can be dragged over; `told` gets [low, high], or null for a click
@@ -88,6 +93,22 @@ const bars = (parent, h, name, told) => {
   return mark
 }
 
+// The numbers behind a card, as the kernel would write them: names, and one number a row, or JSON
+const numbers = (f, groups, texts, kind) => {
+  const out = {}, h = f.histogram
+  for (const [label, v, lo, hi] of f.stats) out['stats.' + label] = [v, lo, hi]
+  if (h) { out['histogram.edges'] = Array.from({ length: h.counts.length + 1 }, (_, i) => i === h.counts.length ? h.ends[1] : h.ends[0] + (h.ends[1] - h.ends[0]) * i / h.counts.length); out['histogram.counts'] = h.counts }
+  for (const k of ['up', 'down']) if (f[k]) { out[k + '.token'] = f[k].map(([t]) => texts[t]); out[k + '.effect'] = f[k].map(([, v]) => v) }
+  for (const [title, near] of f.near ?? []) { out[`neighbours.${title}.feature`] = near.map(r => r[0]); out[`neighbours.${title}.value`] = near.map(r => r[2]) }
+  groups.forEach((g, i) => {
+    const all = g.rows.flatMap((r, row) => r.tokens.map((t, j) => [row, j, t, r.values[j], r.ranks ? r.ranks[j] : -1]))
+    for (const [k, name] of ['row', 'position', 'token', 'value', 'rank'].entries()) if (k < 4 || all.some(r => r[4] >= 0)) out[`examples.${i}.${name}`] = all.map(r => r[k])
+  })
+  if (kind === 'json') return JSON.stringify({ kind: 'Card', title: f.title, feature: f.id, numbers: out }, null, 1) + '\n'
+  const cell = v => v === null || v === undefined || Number.isNaN(v) ? '' : /[",\r\n]/.test(v) ? `"${String(v).replace(/"/g, '""')}"` : String(v)
+  return [['panel', 'row', 'column', 'value'], ...Object.entries(out).flatMap(([k, a]) => a.map((v, i) => [k, i, '', v]))].map(r => r.map(cell).join(',')).join('\r\n') + '\r\n'
+}
+
 // A token that stands alone: the spaces at its ends are shown
 const alone = (cell, t) => {
   const [, a, body, b] = /^( *)(.*?)( *)$/s.exec(t)
@@ -109,11 +130,51 @@ const effects = (parent, title, rows, texts) => {
   }
 }
 
+// The features of the page among the others: a click goes to one
+const plane = (parent, data, places, ids, go) => {
+  const here = column(places.here, Uint16Array), rest = column(places.rest, Uint16Array), size = 200, at = v => 6 + v / 65535 * (size - 12)
+  add(parent, 'div', 'snb-h', 'Map of decoder directions')
+  const box = add(parent, 'div', 'snb-st-map'), c = add(box, 'canvas'), svg = draw(box, 'svg', { viewBox: `0 0 ${size} ${size}`, role: 'group', 'aria-label': `map of decoder directions, ${places.by.toUpperCase()}: ${ids.length} features of this page among ${places.n.toLocaleString('en-US')}; the arrow keys go to the nearest one that way` })
+  const tip = add(parent, 'div', 'snb-c snb-st-tip')
+  c.width = c.height = 2 * size; c.setAttribute('aria-hidden', 'true')
+  const paint = () => {
+    const g = c.getContext('2d'), n = rest.length / 2
+    g.clearRect(0, 0, 2 * size, 2 * size); g.fillStyle = getComputedStyle(box).color; g.globalAlpha = n > 3000 ? .18 : .35
+    for (let i = 0; i < rest.length; i += 2) g.fillRect(2 * at(rest[i]) - 1, 2 * (size - at(rest[i + 1])) - 1, 2, 2)
+  }
+  const dots = ids.map((id, k) => {
+    const d = draw(svg, 'circle', { cx: at(here[2 * k]).toFixed(1), cy: (size - at(here[2 * k + 1])).toFixed(1), r: 3 })
+    d.dataset.id = id
+    return d
+  })
+  const told = id => { tip.textContent = id === undefined ? 'Dots: features of this page.' : `${id} · ${data(id)}` }
+  svg.addEventListener('click', e => { const d = nearest(e); if (d) go(Number(d.dataset.id)) })
+  svg.addEventListener('pointermove', e => { const d = nearest(e); svg.style.cursor = d ? 'pointer' : ''; told(d ? Number(d.dataset.id) : undefined) })
+  svg.addEventListener('pointerleave', () => told())
+  const place = d => [Number(d.getAttribute('cx')), Number(d.getAttribute('cy'))]
+  const nearest = e => {
+    const b = svg.getBoundingClientRect(), x = (e.clientX - b.x) / b.width * size, y = (e.clientY - b.y) / b.height * size
+    return dots.map(d => [Math.hypot(place(d)[0] - x, place(d)[1] - y), d]).filter(([r]) => r < 9).sort((a, b) => a[0] - b[0])[0]?.[1]
+  }
+  svg.tabIndex = 0
+  svg.addEventListener('keydown', e => {
+    const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[e.key], now = dots.find(d => d.classList.contains('on'))
+    if (!way || !now || e.altKey || e.ctrlKey || e.metaKey) return
+    const [x, y] = place(now)
+    const that = dots.map(d => { const [u, v] = place(d), on = (u - x) * way[0] + (v - y) * way[1], off = Math.abs((u - x) * way[1]) + Math.abs((v - y) * way[0]); return [on + 2 * off, on > .05 && off <= 2 * on, d] }).filter(r => r[1]).sort((a, b) => a[0] - b[0])[0]?.[2]
+    if (that) go(Number(that.dataset.id))
+    e.preventDefault(); e.stopPropagation()
+  })
+  told(); requestAnimationFrame(paint)
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => requestAnimationFrame(paint))
+  return id => { for (const d of dots) { const on = Number(d.dataset.id) === id; d.classList.toggle('on', on); d.setAttribute('r', on ? 5 : 3); if (on) svg.append(d) } }
+}
+
 const start = root => {
   root.dataset.on = '1'
   const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent), texts = data.texts
   const byId = new Map(data.features.map(f => [f.id, f]))
-  const app = add(null, 'div', 'snb-st')
+  const app = add(null, 'div', data.features.some(f => f.gone) ? 'snb-st asks' : 'snb-st')
   const left = add(app, 'div', 'snb-st-l'), main = add(app, 'div', 'snb-st-m'), right = add(app, 'aside', 'snb-st-r')
   right.setAttribute('aria-label', 'features like this one')
 
@@ -126,6 +187,8 @@ const start = root => {
   const list = add(left, 'div', 'snb-st-rows'), count = add(left, 'div', 'snb-c')
   list.setAttribute('role', 'listbox'); list.tabIndex = 0; list.setAttribute('aria-label', data.title); count.setAttribute('aria-live', 'polite')
   const sorts = { 'by number': (a, b) => a.id - b.id, 'most often active': (a, b) => b.density - a.density, 'least often active': (a, b) => a.density - b.density, 'strongest': (a, b) => b.max - a.max, 'bookmarked first': (a, b) => (b.mark ?? 0) - (a.mark ?? 0) }
+  const mapped = data.map ? add(right, 'div', 'snb-st-plane') : null, near = add(right, 'div')
+  const spot = mapped ? plane(mapped, id => { const f = byId.get(id); return about(f.label || f.title) }, data.map, data.features.map(f => f.id), id => { if (!shown.includes(byId.get(id))) { find.value = ''; fillList() } choose(id) }) : () => {}
   const uid = 'snb-st' + document.querySelectorAll('.snb-st').length
 
   let now = null, shown = data.features, group = 'Top', look = 'Stacked', ends = null, groups = [], mark = () => {}
@@ -164,14 +227,36 @@ const start = root => {
   button(bar, '‹ Previous', 'previous feature', () => step(-1)); button(bar, 'Next ›', 'next feature', () => step(1))
   const head = add(bar, 'div', 'snb-n')
   head.setAttribute('role', 'heading'); head.setAttribute('aria-level', '3'); head.setAttribute('aria-live', 'polite')
+  const shut = exporter(bar, main, { card: () => figured(), numbers: kind => numbers(now, groups, texts, kind) })
   const body = add(main, 'div'), pick = add(main, 'div', 'snb-st-pick')
   const groupIs = choice(pick, 'examples', ['Top', 'By quantile', 'In range'], v => { group = v; paint() })
   const lookIs = choice(pick, 'view', ['Stacked', 'Snippet', 'Full'], v => { look = v; paint() })
   const range = add(pick, 'span', 'snb-st-range')
   const [lo, hi] = ['from', 'to'].map(n => { const l = add(range, 'label', '', n + ' '), i = add(l, 'input'); i.type = 'number'; i.step = 'any'; i.addEventListener('change', () => { ends = [Number(lo.value), Number(hi.value)]; paint() }); return i })
   const model = host({ rows: [], values: null, labels: [], peaks: [], heads: [], vmax: 0, title: '', caption: '', empty: '', breaks: false, selected: [], hovered: [], version: 0 })
-  const place = add(main, 'div')
+  const place = add(main, 'div'), box = add(main, 'div', 'snb-effect')
+  box.setAttribute('role', 'status')
+  let drawn = []
+  // the live card asks the kernel; here the page knows the ranks, and the effect where it was computed
+  const at = (i, j) => { const r = drawn[i]; return r && r.gone && r.peak === j ? r.gone : null }
+  model.set('more', (i, j) => {
+    const k = drawn[i]?.ranks?.[j] ?? -1, f = at(i, j)
+    return (k >= 0 ? ` · rank ${(k + 1).toLocaleString('en-US')}` + (now.n ? ` of ${now.n.toLocaleString('en-US')}` : '') : '') + (f ? effect_words(f) : '')
+  })
+  const effect = () => {
+    const p = model.get('selected'), f = p.length === 2 && at(...p)
+    box.replaceChildren(); box.hidden = !p.length
+    if (f) effect_lines(box, f)
+    else if (p.length) add(box, 'div', 'snb-c', drawn.some(r => r.gone) ? 'What the feature does here was not computed for this page: it was at the bold tokens of the strongest examples.' : 'What the feature does here is not on this page: it was made without the model.')
+    const row = p.length === 2 && place.querySelectorAll('.snb-x')[p[0]]
+    if (row) row.after(box); else main.append(box)
+  }
+  model.on('change:selected', effect)
   render({ model, el: place })
+  const figured = () => ({ feature: now.id, title: now.label || now.title, note: now.note, vmax: now.vmax, up: now.up?.map(([t, v]) => [texts[t], v]), down: now.down?.map(([t, v]) => [texts[t], v]),
+    stats: now.stats.map(([label, v, a, b, note]) => [(typeof v === 'number' ? show(v, 3) : v ?? '–') + (label.startsWith('% ') ? ' %' : ''), a === null ? '' : `[${show(a, 3)}, ${show(b, 3)}]`, label.replace(/^% /, '') + (note ? ', ' + note : '')]),
+    histogram: now.histogram?.counts.some(c => c) ? { lo: now.histogram.ends[0], hi: now.histogram.ends[1], counts: now.histogram.counts } : null, groups: rows().filter(g => g.rows.length),
+    near: (now.near ?? []).map(([title, near]) => `${title}: ` + near.map(([j, , v]) => `${j} (${show(v, 2)})`).join(', ')) })
 
   const rows = () => {
     const all = group === 'Top' ? groups.slice(0, 1) : group === 'By quantile' ? groups.slice(1) : [chosen()]
@@ -189,6 +274,7 @@ const start = root => {
     groupIs(group); lookIs(look); range.hidden = group !== 'In range'
     mark(group === 'In range' ? ends : null)
     const shownNow = rows(), flat = shownNow.flatMap(g => g.rows), heads = []
+    drawn = flat
     let n = 0
     for (const g of shownNow) { if (g.rows.length) heads.push([n, g.title]); n += g.rows.length }
     const values = new Float32Array(flat.reduce((s, r) => s + r.tokens.length, 0))
@@ -202,11 +288,11 @@ const start = root => {
   const choose = id => {
     const f = byId.get(id)
     if (!f) return
-    now = f; ends = null
+    now = f; ends = null; shut(false); spot(id)
     if (group === 'In range') group = 'Top'
     groups = examples(f, texts)
     head.dataset.card = f.id; head.replaceChildren(String(f.id)); add(head, 'span', '', (f.mark ? '★ ' : '') + (f.label ? visible(f.label) : about(f.title)))
-    body.replaceChildren(); right.replaceChildren(); mark = () => {}
+    body.replaceChildren(); near.replaceChildren(); mark = () => {}
     if (f.note) add(body, 'div', 'snb-c', visible(f.note))
     if (f.said) add(body, 'div', 'snb-said', visible(f.said))
     const stats = add(body, 'div', 'snb-s')
@@ -224,11 +310,11 @@ const start = root => {
       ;[lo.value, hi.value] = f.histogram.ends.map(v => v.toPrecision(4))
     }
     if ('up' in f) { effects(charts, 'Raises these next tokens', f.up, texts); effects(charts, 'Lowers these', f.down, texts) }
-    for (const [title, near] of f.near ?? []) {
-      add(right, 'div', 'snb-h', visible(title))
-      const table = add(right, 'table', 'snb-t'), tb = add(table, 'tbody')
+    for (const [title, some] of f.near ?? []) {
+      add(near, 'div', 'snb-h', visible(title))
+      const table = add(near, 'table', 'snb-t'), tb = add(table, 'tbody')
       table.setAttribute('aria-label', title)
-      for (const [j, t, v] of near) {
+      for (const [j, t, v] of some) {
         const tr = add(tb, 'tr'), cell = add(tr, 'td')
         if (byId.has(j)) button(cell, String(j), 'show feature ' + j, () => { if (!shown.includes(byId.get(j))) { find.value = ''; fillList() } choose(j) })
         else { cell.textContent = j; cell.title = 'not on this page' }
@@ -236,7 +322,7 @@ const start = root => {
         add(tr, 'td', 'r', v.toFixed(2).replace('-', '−'))
       }
     }
-    right.hidden = !f.near?.length; app.classList.toggle('alone', right.hidden)
+    right.hidden = !mapped && !f.near?.length; app.classList.toggle('alone', right.hidden)
     pick.hidden = place.hidden = !f.groups
     point(); if (f.groups) paint()
   }
@@ -247,7 +333,7 @@ const start = root => {
   order.addEventListener('change', fillList)
   list.addEventListener('click', e => { const r = e.target.closest('.snb-st-row'); if (r) { list.focus(); choose(Number(r.dataset.id)) } })
   app.addEventListener('keydown', e => {
-    if (e.altKey || e.ctrlKey || e.metaKey || e.target.closest('input,select,[role=grid]')) return
+    if (e.altKey || e.ctrlKey || e.metaKey || e.target.closest('input,select,[role=grid],.snb-export')) return
     const d = { ArrowLeft: -1, ArrowRight: 1 }[e.key] ?? (e.target === list ? { ArrowUp: -1, ArrowDown: 1 }[e.key] : undefined)
     if (d) step(d)
     else if (e.key === '/') { find.focus(); find.select() }

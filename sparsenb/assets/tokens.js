@@ -100,7 +100,7 @@ function render({ model, el }) {
     const on = model.get('breaks')
     breaks.setAttribute('aria-pressed', on); root.classList.toggle('breaks', on)
   }
-  const tell = (i, j) => `${visible(rows[i][j])} · position ${j} · ${show(values[i]?.[j] ?? NaN)}`
+  const tell = (i, j) => `${visible(rows[i][j])} · position ${j} · ${show(values[i]?.[j] ?? NaN)}` + (model.get('more')?.(i, j) ?? '') // a page may know more of a token
   const span = p => p.length === 2 ? spans[p[0]]?.[p[1]] : undefined
   const mark = () => {
     for (const s of grid.querySelectorAll('.sel')) { s.classList.remove('sel'); s.removeAttribute('aria-selected') }

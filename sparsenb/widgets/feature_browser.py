@@ -4,140 +4,28 @@
 
 # %% ../../nbs/widgets/feature_browser.ipynb #b4d7e35f
 from __future__ import annotations
-import itertools
-from functools import cache
-from importlib.resources import files
-from pathlib import Path
-import anywidget, ipywidgets, traitlets
+import ipywidgets, traitlets
 import numpy as np
-from ..core import UnknownName, unknown, widgets
-from ..notes import Notes
+from ..core import widgets
+from ..listing import matching, notes_of, orders, starred, which
+from ..panels import Stilled, about, known
 from ..static import static_browser
-from ..views import Card, neighbour_groups, show_number, style, visible
+from ..views import Card, visible
 
 # %% auto #0
-__all__ = ['orders', 'which', 'groups', 'like', 'FeatureList', 'Relatives', 'Scratch', 'matching', 'FeatureBrowser', 'step',
-           'note', 'title']
-
-# %% ../../nbs/widgets/feature_browser.ipynb #a5b4637f
-@cache
-def _css():
-    "The rules of the views, and the browser's own"
-    rules = style('base', 'table', 'svg', 'tokens', 'card').removeprefix('<style>').removesuffix('</style>')
-    return rules+(files('sparsenb')/'assets'/'feature_browser.css').read_text(encoding='utf-8')
-
-@cache
-def _script(name): return ''.join((files('sparsenb')/'assets'/f'{n}.js').read_text(encoding='utf-8') for n in ('parts', name))
-
-orders = ('by number', 'most often active', 'least often active', 'strongest', 'by name', 'bookmarked first')
-which = ('not dead', 'all', 'dead', 'dense', 'labelled', 'bookmarked')
-_uid = itertools.count()
-
-class FeatureList(anywidget.AnyWidget):
-    "Rows of features, one of them chosen"
-    _esm,_css = _script('feature_list'),_css()
-    rows = traitlets.List().tag(sync=True)              # [id, text, share of the bar 0..1, whether bookmarked]
-    start = traitlets.Int(0).tag(sync=True)             # place of the first of them
-    total = traitlets.Int(0).tag(sync=True)             # so many there are
-    version = traitlets.Int(0).tag(sync=True)           # rises with the rows
-    feature = traitlets.Int(-1).tag(sync=True)          # the chosen one
-    title = traitlets.Unicode('').tag(sync=True)
-    count = traitlets.Unicode('').tag(sync=True)        # how many there are, in words
-    empty = traitlets.Unicode('').tag(sync=True)        # said instead of nothing
-    query = traitlets.Unicode('').tag(sync=True)
-    ways = traitlets.List(list(orders)).tag(sync=True)  # the orders offered
-    order = traitlets.Enum(orders, orders[0]).tag(sync=True)
-    kinds = traitlets.List(list(which)).tag(sync=True)  # what may be left out
-    kind = traitlets.Enum(which, which[0]).tag(sync=True)
-    density = traitlets.List(traitlets.Float(), maxlen=2).tag(sync=True) # [low, high] shares of tokens, or []
-    narrowed = traitlets.Bool(False).tag(sync=True)     # whether to features chosen elsewhere
-    uid = traitlets.Int().tag(sync=True)
-    @traitlets.default('uid')
-    def _next(self): return next(_uid)
-
-class Relatives(anywidget.AnyWidget):
-    "Features like one, in short lists, and the notes on it"
-    _esm,_css = _script('feature_relatives'),_css()
-    groups = traitlets.List().tag(sync=True)            # dicts of title, rows of [id, text, value], caption, plain: whether rows lead nowhere
-    note = traitlets.Unicode('').tag(sync=True)
-    noted = traitlets.Bool(False).tag(sync=True)
-
-# %% ../../nbs/widgets/feature_browser.ipynb #88b64455
-class Scratch:
-    "Labels, bookmarks and notes in memory"
-    def __init__(self): self._said = {}
-    def _get(self, i, k, default): return self._said.get((int(i), k), default)
-    def label(self, i:int)->str: return self._get(i, 'label', '')
-    def note(self, i:int)->str: return self._get(i, 'note', '')
-    def bookmarks(self)->list: return sorted(i for (i,k),v in self._said.items() if k=='bookmark' and v)
-    def labels(self)->dict: return {i: v for (i,k),v in sorted(self._said.items()) if k=='label' and v}
-    def set(self, i:int, **said): self._said |= {(int(i), k): v for k,v in said.items() if v is not None}
-    def search(self, text:str)->list:
-        "Features whose label or note holds the text"
-        return sorted({i for (i,k),v in self._said.items() if k!='bookmark' and text.lower() in v.lower()})
-
-def _starred(notes): return set(notes.bookmarks()) if notes is not None else set()
-def _labelled(notes, n): return [] if notes is None else list(notes.labels()) if hasattr(notes, 'labels') else [i for i in range(n) if notes.label(i)]
-
-# %% ../../nbs/widgets/feature_browser.ipynb #d0f29018
-def _found(index, query, most, notes):
-    "Features a text means, best first"
-    ids = [*(notes.search(query.strip()) if notes is not None else ()), *index.search(query, most)]
-    return np.array([i for i in dict.fromkeys(ids) if i<len(index)], int)
-
-def _of_kind(index, kind, notes):
-    "Whether each feature is of a kind, bool [n]"
-    n,alive = len(index),np.asarray(index.alive)
-    some = lambda ids: np.isin(np.arange(n), list(ids))
-    return {'not dead': lambda: alive, 'all': lambda: np.ones(n, bool), 'dead': lambda: ~alive, 'dense': lambda: np.asarray(index.density)>getattr(index, 'dense_above', .1),
-            'labelled': lambda: some(_labelled(notes, n)), 'bookmarked': lambda: some(_starred(notes))}[kind]()
-
-def _keys(index, order, names, notes):
-    "What features are sorted by, ascending; None: as they come"
-    if order=='by name':
-        t = [t.strip().lower() for t in names()]
-        return np.argsort(np.argsort(np.array(t, object), kind='stable'))
-    return {'most often active': lambda: -np.asarray(index.density), 'least often active': lambda: np.asarray(index.density), 'strongest': lambda: -np.asarray(index.max_act),
-            'bookmarked first': lambda: -np.isin(np.arange(len(index)), list(_starred(notes))).astype(int)}.get(order, lambda: None)()
-
-def matching(
-    index,            # of features
-    query:str='',     # id, token, text or label; empty for all
-    order:str=orders[0], # see `orders`; a search keeps its own, best first, when this is the first
-    kind:str=which[0],# see `which`
-    density=(),       # (low, high) shares of tokens; () for any
-    notes=None,       # with `label`, `search`, `bookmarks`
-    within=None,      # numbers of the features to look among; None for all
-    names=None,       # returns all names; the index's titles unless given
-    most:int=1000,    # of a search
-)->np.ndarray:        # feature numbers
-    "The features of an index that a list shows; raises `UnknownName` for an order or kind that does not exist, ValueError for a range that is none"
-    if order not in orders: raise UnknownName(unknown('order', order, orders))
-    if kind not in which: raise UnknownName(unknown('kind', kind, which))
-    ids = _found(index, query, most, notes) if query.strip() else np.arange(len(index))
-    by_number = query.strip().lstrip('#').isdigit() and len(ids)==1
-    if not (by_number and kind==which[0]): ids = ids[_of_kind(index, kind, notes)[ids]]
-    if len(density):
-        lo,hi = density
-        if not lo<=hi: raise ValueError(f"density must be (low, high) with low at most high, got ({lo}, {hi})")
-        d = np.asarray(index.density)[ids]
-        ids = ids[(lo<=d)&(d<=hi)]
-    if within is not None: ids = ids[np.isin(ids, within)]
-    by = _keys(index, order, names or (lambda: [index.title(i) for i in range(len(index))]), notes)
-    return ids if by is None else ids[np.argsort(by[ids], kind='stable')]
+__all__ = ['groups', 'FeatureBrowser', 'step', 'note', 'title']
 
 # %% ../../nbs/widgets/feature_browser.ipynb #9e2ffbe9
 def _classed(w, *classes):
     for c in classes: w.add_class(c)
     return w
-def _about(title): return visible(title.strip(' ')) or '␣'*len(title) or '∅' # a title in a narrow row
 
 groups = ('Top', 'By quantile', 'Chosen')
 
-class _Parts(ipywidgets.VBox):
+class _Parts(Stilled, ipywidgets.VBox):
     "The browser's widgets, placed"
     def __init__(self, name, index, first, tabs):
-        self.list,self.relatives = FeatureList(title=name),Relatives(noted=True)
+        self.list,self.relatives = widgets['feature_list'](title=name),widgets['feature_relatives'](noted=True)
         self.view = widgets['feature_card'](index, first, noted=True)
         self.map = widgets['feature_map'](index) if hasattr(index, 'map') else None
         self.tabs = _classed(ipywidgets.ToggleButtons(options=tabs, tooltips=['statistics and examples', *(f'open {t}' for t in tabs[1:])]), 'snb-tabs')
@@ -155,13 +43,6 @@ def _compared(index, browser):
     return pair
 
 # %% ../../nbs/widgets/feature_browser.ipynb #8c2d1743
-def _notes(notes, index):
-    "What was given, what the index has, a file named after it, or memory: none said yet is still notes"
-    if isinstance(notes, (str, Path)): return Notes(notes)
-    if notes is not None: return notes
-    if getattr(index, 'notes', None) is not None: return index.notes
-    return Notes(f'{Path(index.path).absolute().parent.name}-{Path(index.path).name}.notes.jsonl') if hasattr(index, 'path') else Scratch()
-
 _live = (('Prompt', lambda index, browser: widgets['live_prompt'](index, feature=browser.feature, browser=browser)),
          ('Steer', lambda index, browser: widgets['steering'](index, browser.feature)))
 
@@ -182,21 +63,19 @@ class FeatureBrowser(_Parts):
     ):
         if not len(index): raise ValueError(f"the index {index.name!r} holds no features: build it from a dictionary with at least one")
         self.index,self.window,self._cards,self._at,self._names,self._made = index,window,{},0,None,{}
-        self.notes = _notes(notes, index)
+        self.notes = notes_of(index, notes)
         if panels is None: panels = _live if hasattr(index, 'why') else ()
         self.panels = dict([*((('Compare', _compared),) if hasattr(index, 'similar') else ()), *panels])
         alive = np.flatnonzero(np.asarray(index.alive))
         first = feature if feature is not None else int(alive[0]) if len(alive) else 0
-        if not 0<=first<len(index): raise ValueError(f"feature {first} does not exist: the index holds 0 to {len(index)-1}")
+        known(index, first)
         super().__init__(f'Features of {visible(index.name)} · {visible(index.site)}', index, first, ['Feature', *self.panels])
         self._listen()
         self._match()
         self.feature = first
 
     @traitlets.validate('feature')
-    def _valid(self, p):
-        if not 0<=p['value']<len(self.index): raise ValueError(f"feature {p['value']} does not exist: the index holds 0 to {len(self.index)-1}")
-        return p['value']
+    def _valid(self, p): return known(self.index, p['value'])
 
     def card(self, i:int|None=None)->Card:
         "The card of a feature; of the one shown if none is named"
@@ -208,14 +87,13 @@ class FeatureBrowser(_Parts):
 
     def static(self,
         features=None, # iterable of feature numbers; None: the first 20 of the list
+        **kw,          # of `static_browser`, such as `ablated`
     ):                 # Html
         "Cards on a page without a kernel"
         features = self._ids[:20] if features is None else features
-        return static_browser(self.index, features, notes=self.notes)
+        return static_browser(self.index, features, notes=self.notes, **kw)
 
-    def _repr_mimebundle_(self, **kw):
-        "The live browser, and beside it the card shown for pages without a kernel"
-        return super()._repr_mimebundle_(**kw) | {'text/html': self.card().html()}
+    def still(self): return self.card()
 
 # %% ../../nbs/widgets/feature_browser.ipynb #5e3dcd03
 def _listen(self):
@@ -279,31 +157,37 @@ def _match(self):
     dead = int((~np.asarray(self.index.alive)).sum())
     hidden = f', {dead:,} dead hidden' if l.kind==which[0] and dead and not q and not on_map else ''
     narrow = bool(q or len(d) or on_map or l.kind!=which[0])
-    l.empty = (f'Nothing matches “{visible(q)}”.' if q else f'No feature is {l.kind} here.' if l.kind not in which[:2] else 'No feature lies in this range.' if narrow else
+    l.empty = (f'Nothing matches “{visible(q)}”.' if q else f"No feature is {'about sinks' if l.kind=='sinks' else l.kind} here." if l.kind not in which[:2] else 'No feature lies in this range.' if narrow else
                'Every feature is dead: none fired on these tokens. Train longer, or choose “all”.' if dead else '')
-    l.narrowed,l.count = on_map,f'{len(self._ids):,} of {len(self.index):,} features{hidden}'
+    self._count,l.narrowed = f'{len(self._ids):,} of {len(self.index):,} features{hidden}',on_map
     if self.map is not None: self.map.light(self._ids if narrow and len(self._ids) else None)
     here = np.flatnonzero(self._ids==self.feature)
     self._scroll(int(here[0]) if len(here) else 0)
     if q and len(self._ids) and self.feature>=0 and not len(here): self.feature = int(self._ids[0])
+    self._counted()
+
+def _counted(self):
+    "How many are listed; and that the feature shown is not, where it is not"
+    self.list.count = self._count+('' if self.feature<0 or not len(self._ids) or self.feature in self._ids else f'; {self.feature} is not among them')
 
 def _scroll(self, at):
     "Send the rows around place `at` of the list"
     self._from = max(0, min(at-self.window//2, len(self._ids)-self.window))
-    ids,starred = self._ids[self._from:self._from+self.window],_starred(self.notes)
+    ids,marked = self._ids[self._from:self._from+self.window],starred(self.notes)
     share = np.clip((np.log10(np.maximum(np.asarray(self.index.density)[ids], 1e-6))+6)/6, 0, 1)
     l = self.list
     with l.hold_sync():
-        l.rows = [[int(i), _about(self.title(i)), round(float(s), 3), int(i) in starred] for i,s in zip(ids, share)]
+        l.rows = [[int(i), about(self.title(i)), round(float(s), 3), int(i) in marked] for i,s in zip(ids, share)]
         l.start,l.total,l.feature,l.version = self._from,len(self._ids),self.feature,l.version+1
 
-for f in (title, _all_names, _match, _scroll): setattr(FeatureBrowser, f.__name__, f)
+for f in (title, _all_names, _match, _counted, _scroll): setattr(FeatureBrowser, f.__name__, f)
 
 # %% ../../nbs/widgets/feature_browser.ipynb #c8604ae9
 def _show(self):
     "Draw the chosen feature"
     c = self.card()
     here = np.flatnonzero(self._ids==c.feature)
+    self._counted()
     if len(here):
         self._at = int(here[0])
         if not self._from<=self._at<self._from+self.window: self._scroll(self._at)
@@ -311,29 +195,13 @@ def _show(self):
     self.list.feature = c.feature
     if self.map is not None: self.map.feature = c.feature
     self._marks()
-    self.relatives.groups = self._beside(c)
+    self.relatives.show(self.index, c, self.title)
 
 def _marks(self):
     "Show what the user said of the feature"
     i,n = self.feature,self.notes
-    with self.view.hold_sync(): self.view.label,self.view.bookmarked = visible(n.label(i)),i in _starred(n)
+    with self.view.hold_sync(): self.view.label,self.view.bookmarked = visible(n.label(i)),i in starred(n)
     self.relatives.note = n.note(i) if hasattr(n, 'note') else ''
-
-like = dict(decoder='Nearest by decoder', encoder='Nearest by encoder', co_activation='Fires together', correlation='Correlates, held out')
-
-def _beside(self, c, most=5):
-    "Lists of relatives"
-    row = lambda i, v: [int(i), _about(self.title(i)), f'{v:.2f}'.replace('-', '−')]
-    if not hasattr(self.index, 'similar'): return [dict(title=t.title, rows=[row(r[0], r[-1]) for r in t.rows]) for t in neighbour_groups(c)]
-    out = []
-    for by,name in like.items():
-        rows = [row(i, v) for i,v in itertools.islice(zip(*self.index.similar(c.feature, by)), most)] if self.index.has(by) else []
-        why = '' if rows else self.index.why(by)
-        out.append(dict(title=name, rows=rows, caption='' if rows else f'Unknown: {why}.' if why else 'None.'))
-    to = next((t for t in ('neurons', 'alignment') if self.index.has(t)), None) if hasattr(self.index, 'alignment') else None
-    if to: out.append(dict(title='Leans on neurons' if to=='neurons' else f'Leans on coordinates of {self.index.site}', plain=True, caption='cosine, and share of all',
-                           rows=[[int(n), f'{100*s:.1f} %', f'{v:+.2f}'.replace('-', '−')] for n,v,s in zip(*self.index.alignment(c.feature, to))]))
-    return out
 
 def _open(self, tab):
     "Show a panel, made when it is first opened; the card keeps its name and numbers above it"
@@ -341,4 +209,4 @@ def _open(self, tab):
     self.view.compact = tab in self.panels
     self.panel.children = [self._made[tab]] if tab in self.panels else []
 
-for f in (_show, _marks, _beside, _open): setattr(FeatureBrowser, f.__name__, f)
+for f in (_show, _marks, _open): setattr(FeatureBrowser, f.__name__, f)

@@ -4,21 +4,17 @@
 
 # %% ../../nbs/widgets/feature_card.ipynb #81f66321
 from __future__ import annotations
-import re
-from functools import cache
-from importlib.resources import files
 import anywidget, traitlets
 import numpy as np
 from ..core import widgets
-from ..views import Card, headed, show_number, style
+from ..export import numbers_text
+from ..panels import Stilled, asset, rules, whole
+from ..views import Card, headed, neighbour_groups, show_number
 
 # %% auto #0
 __all__ = ['groups', 'forms', 'packed', 'columns_of', 'described', 'FeatureCard', 'token']
 
 # %% ../../nbs/widgets/feature_card.ipynb #c21266af
-_half = re.compile('[\ud800-\udfff]')
-def _whole(text): return _half.sub('\ufffd', str(text)) # a lone surrogate cannot be sent
-
 def packed(
     columns:dict, # name -> array with one dimension
 )->tuple[dict,bytes]: # name -> [type, first byte, length], and the bytes
@@ -36,7 +32,7 @@ def columns_of(
     "A card's examples as columns"
     rows = [(g-1, r, v, v.argmax() if not e.peaks else e.peaks[k]) for g,e in enumerate(card.examples) for k,(r,v) in enumerate(zip(e.rows, e.values))]
     on = [np.flatnonzero(v) for _,_,v,_ in rows]
-    texts,tok = np.unique(np.array([_whole(t) for _,r,_,_ in rows for t in r]+[''], object), return_inverse=True)
+    texts,tok = np.unique(np.array([whole(t) for _,r,_,_ in rows for t in r]+[''], object), return_inverse=True)
     flat = lambda parts, t: np.concatenate([np.zeros(0, t), *parts]).astype(t)
     at,data = packed(dict(ex_group=np.array([r[0] for r in rows], 'i2'), ex_peak=np.array([r[3] for r in rows], 'i4'), ex_doc=np.zeros(len(rows), 'u2'), ex_n_tok=np.array([len(r[1]) for r in rows], 'i4'),
         ex_n_act=np.array([len(o) for o in on], 'i4'), tok=tok[:-1].astype('u4'), act_at=flat(on, 'i4'), act_val=flat([r[2][o] for r,o in zip(rows, on)], 'f4'), act_rank=np.full(sum(map(len, on)), -1, 'i4')))
@@ -45,7 +41,7 @@ def columns_of(
 def _stat(label, v, lo, hi, note):
     "A statistic as three texts"
     unit,label = (' %', label[2:]) if label.startswith('% ') else ('', label)
-    return [_whole(show_number(v, 3))+unit, '' if lo is None else f'[{show_number(lo, 3)}, {show_number(hi, 3)}]', _whole(label+(f', {note}' if note else ''))]
+    return [whole(show_number(v, 3))+unit, '' if lo is None else f'[{show_number(lo, 3)}, {show_number(hi, 3)}]', whole(label+(f', {note}' if note else ''))]
 
 def described(
     index,    # with `card(i)`; what else it offers is shown
@@ -58,36 +54,27 @@ def described(
     h,has = c.histogram,getattr(index, 'has', lambda panel: False)
     counted = h is not None and h.counts.any()
     logits = index.logit_histogram(i) if has('logit_histogram') else None
-    rows = lambda t: None if t is None else [[_whole(r[0]), float(r[1])] for r in t.rows[:6]]
-    return dict(feature=int(i), columns=head['columns'], texts=[_whole(t) for t in head['texts']], docs=[_whole(d) for d in head['docs']], title=_whole(c.title), note=_whole(c.note),
+    rows = lambda t: None if t is None else [[whole(r[0]), float(r[1])] for r in t.rows[:6]]
+    return dict(feature=int(i), columns=head['columns'], texts=[whole(t) for t in head['texts']], docs=[whole(d) for d in head['docs']], title=whole(c.title), note=whole(c.note),
         stats=[_stat(*s) for s in c.stats], vmax=float(c.vmax), n=int(index.n_active[i]) if hasattr(index, 'n_active') else 0,
         histogram=dict(lo=float(h.edges[0]), hi=float(h.edges[-1]), counts=[int(n) for n in h.counts]) if counted else None,
         logits=dict(lo=float(logits[0][0]), hi=float(logits[0][-1]), counts=[int(n) for n in logits[1]]) if logits and len(logits[1]) else None,
         up=rows(c.up), down=rows(c.down), no_logits=f"Unknown: {getattr(index, 'why', lambda panel: '')('logits') or 'the index was built without a model'}.",
-        groups=_headings(c, head, data), empty=_whole(c.note or 'No examples: the feature was never active on the indexed tokens.')), data
+        effects=has('effects'), near=[f"{t.title}: "+', '.join(f'{r[0]} ({show_number(float(r[-1]), 2)})' for r in t.rows) for t in neighbour_groups(c)], groups=_headings(c, head, data), empty=whole(c.note or 'No examples: the feature was never active on the indexed tokens.')), data
 
 def _headings(card, head, data):
     "The line above each group of examples, by the group's number"
     t,first,n = head['columns']['ex_group']
     met = dict.fromkeys(np.frombuffer(data, '<'+t if t[1]!='1' else t, n, first).tolist())
-    return {str(g): _whole(headed(e).title) for g,e in zip(met, card.examples)}
+    return {str(g): whole(headed(e).title) for g,e in zip(met, card.examples)}
 
 # %% ../../nbs/widgets/feature_card.ipynb #3f7e6cb5
-@cache
-def _css():
-    "The rules of the views, and the browser's own"
-    rules = style('base', 'table', 'svg', 'tokens', 'card').removeprefix('<style>').removesuffix('</style>')
-    return rules+(files('sparsenb')/'assets'/'feature_browser.css').read_text(encoding='utf-8')
-
-@cache
-def _script(name): return ''.join((files('sparsenb')/'assets'/f'{n}.js').read_text(encoding='utf-8') for n in ('parts', name))
-
 groups = ('Top', 'By quantile', 'Chosen')
 forms = ('Stacked', 'Snippet', 'Full')
 
-class _Shown(anywidget.AnyWidget):
+class _Shown(Stilled, anywidget.AnyWidget):
     "What kernel and page share"
-    _esm,_css = _script('feature_card'),_css()
+    _esm,_css = asset('parts.js', 'effect.js', 'figure.js', 'feature_card.js'),rules('feature_browser.css')
     head = traitlets.Dict().tag(sync=True)          # what is drawn as it stands
     data = traitlets.Bytes(b'').tag(sync=True)      # the examples' columns
     version = traitlets.Int(0).tag(sync=True)       # rises with every feature shown
@@ -117,6 +104,7 @@ class FeatureCard(_Shown):
         super().__init__(**kw)
         self.index = index
         self.observe(lambda _: self._look_closer(), 'selected')
+        self.on_msg(lambda _, m, __: self._asked(m))
         self.show(feature)
 
     @property
@@ -133,12 +121,7 @@ class FeatureCard(_Shown):
             self.chosen,self.selected,self.hovered,self.effect = [],[],[],{}
             if self.group==groups[2]: self.group = groups[0]
 
-    def _repr_mimebundle_(self, **kw):
-        "The live card, and beside it the static one for pages without a kernel"
-        data = super()._repr_mimebundle_(**kw)
-        data,*meta = data if isinstance(data, tuple) else (data,)
-        data = (data or {}) | {'text/html': self.index.card(self.feature).html()}
-        return (data, *meta) if meta else data
+    def still(self): return self.index.card(self.feature)
 
 # %% ../../nbs/widgets/feature_card.ipynb #b88d7e52
 def _column(self, name):
@@ -159,16 +142,25 @@ def _example(self, k):
     same = int((g[:k]==g[k]).sum())
     return (self.index.top(self.feature) if g[k]==-1 else self.index.examples(self.feature, int(g[k])))[same]
 
+def _effect_at(self, at):
+    "What the feature does at a token, or why there is nothing to tell"
+    if why := self.index.why('effects'): return dict(text=f'What the feature does here is not known: {why}')
+    try: e = self.index.effects(self.feature, self._example(at[0]), at[1], n=6)
+    except (ValueError, IndexError) as err: return dict(text=str(err))
+    if not e.activation: return dict(text='The feature is not active on this token, so taking it away changes nothing.')
+    told = lambda v: None if v!=v else float(v)
+    return dict(next=whole(e.next_token), loss=told(e.loss), loss_without=told(e.loss_without), up=[[whole(t), v] for t,v in e.up], down=[[whole(t), v] for t,v in e.down], context=e.context)
+
 def _look_closer(self):
     "Compute the effect at the chosen token, or say why there is none"
     at = list(self.selected)
     if not at or not hasattr(self.index, 'why'): self.effect = {}; return
-    if why := self.index.why('effects'): self.effect = dict(at=at, text=f'What the feature does here is not known: {why}'); return
-    self.effect = dict(at=at, text='Asking the model …')
-    try: e = self.index.effects(self.feature, self._example(at[0]), at[1], n=6)
-    except (ValueError, IndexError) as err: self.effect = dict(at=at, text=str(err)); return
-    if not e.activation: self.effect = dict(at=at, text='The feature is not active on this token, so taking it away changes nothing.'); return
-    told = lambda v: None if v!=v else float(v)
-    self.effect = dict(at=at, next=_whole(e.next_token), loss=told(e.loss), loss_without=told(e.loss_without), up=[[_whole(t), v] for t,v in e.up], down=[[_whole(t), v] for t,v in e.down], context=e.context)
+    if not self.index.why('effects'): self.effect = dict(at=at, text='Asking the model …')
+    self.effect = dict(at=at)|self._effect_at(at)
 
-for f in (_column, token, _example, _look_closer): setattr(FeatureCard, f.__name__, f)
+def _asked(self, m):
+    "What the page asks for: the effect where the pointer rests, or the numbers behind the card"
+    if 'peek' in m and hasattr(self.index, 'why'): self.send(dict(peek=m['peek'], feature=self.feature, effect=self._effect_at(m['peek'])))
+    elif (kind := m.get('numbers')) in ('csv', 'json'): self.send(dict(numbers=kind, text=numbers_text(self.index.card(self.feature), kind)))
+
+for f in (_column, token, _example, _effect_at, _look_closer, _asked): setattr(FeatureCard, f.__name__, f)

@@ -7,21 +7,14 @@ from __future__ import annotations
 import ipywidgets, traitlets
 import numpy as np
 from ..core import widgets
+from ..panels import Stilled, known
+from ..planes import rows_of
 from ..views import escaped, show_number
 
 # %% auto #0
-__all__ = ['rows_of', 'matched', 'FeatureCompare', 'compare']
+__all__ = ['matched', 'FeatureCompare', 'compare']
 
 # %% ../../nbs/widgets/feature_compare.ipynb #4f544e91
-def rows_of(
-    index,        # a FeatureIndex with its dictionary attached
-)->np.ndarray:    # float32 (n, d), of length one; a row without length stays zero
-    "The decoder rows of an index; raises ValueError where no dictionary is attached"
-    d = getattr(index, '_live', {}).get('dictionary')
-    if d is None: raise ValueError(f"matching needs the decoder rows of {index.name!r}: attach its dictionary, `index.attach(dictionary)`, or name the other feature")
-    W = d.W_dec.detach().float().cpu().numpy()
-    return W/np.maximum(np.linalg.norm(W, axis=1, keepdims=True), 1e-12)
-
 def matched(
     a, i:int, # index and feature
     b=None,   # another index; None: the same
@@ -37,7 +30,7 @@ def matched(
 
 # %% ../../nbs/widgets/feature_compare.ipynb #ad45035f
 @widgets
-class FeatureCompare(ipywidgets.VBox):
+class FeatureCompare(Stilled, ipywidgets.VBox):
     "Two features side by side"
     name = 'feature_compare'
     left = traitlets.Int()     # feature of the first index
@@ -51,7 +44,8 @@ class FeatureCompare(ipywidgets.VBox):
         j:int|None=None, # one of its features; None: the nearest by decoder direction
     ):
         self.a,self.b,self._cos = a,a if b is None else b,None
-        for x,k in ((self.a, i), (self.b, j)): _known(x, k)
+        for x,k in ((self.a, i), (self.b, j)):
+            if k is not None: known(x, k)
         j,self._cos = (j, None) if j is not None else matched(a, i, self.b)
         self.cards = tuple(widgets['feature_card'](x, k, form='Snippet') for x,k in ((self.a, i), (self.b, j)))
         self.said = ipywidgets.HTML()
@@ -70,12 +64,7 @@ class FeatureCompare(ipywidgets.VBox):
         of = f'Features {self.left} and {self.right} of {where(self.a)}' if same else f'Feature {self.left} of {where(self.a)}, and feature {self.right} of {where(self.b)}'
         self.said.value = f'<div class="snb"><div class="snb-c">{escaped(of)}'+(f'; cosine of their decoder rows {show_number(self._cos, 3)}.' if self._cos is not None else '.')+'</div></div>'
 
-    def _repr_mimebundle_(self, **kw):
-        "The live pair, and beside it both cards for pages without a kernel"
-        return super()._repr_mimebundle_(**kw) | {'text/html': self.a.card(self.left).html()+self.b.card(self.right).html()}
-
-def _known(index, k):
-    if k is not None and not 0<=k<len(index): raise ValueError(f"feature {k} does not exist: the index {index.name!r} holds 0 to {len(index)-1}")
+    def still(self): return [self.a.card(self.left), self.b.card(self.right)]
 
 def compare(
     a, i:int,        # index, and one of its features

@@ -4,12 +4,12 @@
 
 # %% ../../nbs/widgets/feature_map.ipynb #a5161267
 from __future__ import annotations
-from functools import cache
-from importlib.resources import files
 import anywidget, traitlets
 import numpy as np
 from ..core import widgets
-from ..views import show_number, style, visible
+from ..panels import asset, rules
+from ..planes import plane, ways
+from ..views import show_number, visible
 
 # %% auto #0
 __all__ = ['shades', 'FeatureMap']
@@ -34,16 +34,11 @@ def _finite(places, n):
     return p
 
 # %% ../../nbs/widgets/feature_map.ipynb #2e18ca51
-@cache
-def _css(): return style('base', 'tokens').removeprefix('<style>').removesuffix('</style>')+(files('sparsenb')/'assets'/'feature_browser.css').read_text(encoding='utf-8')
-@cache
-def _script(): return ''.join((files('sparsenb')/'assets'/f'{n}.js').read_text(encoding='utf-8') for n in ('parts', 'feature_map'))
-
 @widgets
 class FeatureMap(anywidget.AnyWidget):
     "Features as points"
     name = 'feature_map'
-    _esm,_css = _script(),_css()
+    _esm,_css = asset('parts.js', 'feature_map.js'),rules('feature_browser.css', sections=('base', 'tokens'))
     places = traitlets.Bytes(b'').tag(sync=True)   # float32, x and y of each feature
     shade = traitlets.Bytes(b'').tag(sync=True)    # uint8 of each feature, 0: not drawn
     lit = traitlets.Bytes(b'').tag(sync=True)      # uint8 of each feature, 1: lit; none: no feature is set apart
@@ -51,6 +46,9 @@ class FeatureMap(anywidget.AnyWidget):
     low = traitlets.Unicode('').tag(sync=True)     # density of the faintest shade
     high = traitlets.Unicode('').tag(sync=True)
     tip = traitlets.Unicode('').tag(sync=True)     # what the pointer is on
+    offered = traitlets.List(list(ways)).tag(sync=True) # how features may be placed; none: they stay where they are
+    by = traitlets.Enum(ways, ways[0]).tag(sync=True)
+    error = traitlets.Unicode('').tag(sync=True)   # why they could not be placed so
     feature = traitlets.Int(-1).tag(sync=True)     # the chosen one
     hovered = traitlets.Int(-1).tag(sync=True)     # the one under the pointer
     brush = traitlets.List(traitlets.Float(), maxlen=4).tag(sync=True) # [left, bottom, right, top] of the rectangle dragged, or []
@@ -59,16 +57,33 @@ class FeatureMap(anywidget.AnyWidget):
         index,        # with `map()`, `density` and `title(i)`, such as a FeatureIndex
         places=None,  # (n, 2) instead of the index's own
         title:str='Map of decoder directions',
+        by:str='pca', # 'pca' or 'umap', see `plane`
+        seed:int=None,# of UMAP; the settings' unless given
         **kw,         # other traits
     ):
         super().__init__(**kw)
-        self.index,self.title = index,title
-        self._places = _finite(index.map() if places is None else places, len(index))
+        self.index,self.title,self.seed = index,title,seed
+        if places is not None: self.offered = []
+        self._put(_finite(plane(index, by, seed) if places is None else places, len(index)))
+        self._by = self.by = by
         shade,lo,hi = shades(index.density)
-        self.places,self.shade,self.low,self.high = self._places.astype('<f4').tobytes(),shade.tobytes(),show_number(lo, 2),show_number(hi, 2)
+        self.shade,self.low,self.high = shade.tobytes(),show_number(lo, 2),show_number(hi, 2)
         self._drawn = shade>0
         self.observe(lambda _: self._tell(), 'hovered')
+        self.observe(lambda c: self._place_by(c['new'], c['old']), 'by')
         self.on_msg(self._told)
+
+    def _put(self, places): self._places,self.places = places,places.astype('<f4').tobytes()
+
+    def _place_by(self, by, before):
+        "Other places for the same features; where they cannot be had, the old ones stay and the reason is said"
+        self.error = ''
+        if by==self._by: return
+        self.error = 'Placing the features …' if by=='umap' else ''
+        try: places = _finite(plane(self.index, by, self.seed), len(self.index))
+        except (ImportError, ValueError) as e: self.by,self.error = before,str(e); return
+        self._by,self.brush,self.error = by,[],''
+        self._put(places)
 
     def _tell(self): self.tip = f'{self.hovered} · {visible(self.index.title(self.hovered))}' if 0<=self.hovered<len(self.index) else ''
     def _told(self, _, m, __):

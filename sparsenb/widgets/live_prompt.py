@@ -4,32 +4,23 @@
 
 # %% ../../nbs/widgets/live_prompt.ipynb #ec4305f1
 from __future__ import annotations
-import re, time
-from functools import cache
-from importlib.resources import files
+import time
 import anywidget, traitlets
 import numpy as np
 from ..core import view, widgets
-from ..views import Html, escaped, style, visible
+from ..panels import Panel, asset, known, noted, rules, whole
+from ..views import Html, visible
 
 # %% auto #0
 __all__ = ['LivePrompt', 'read', 'shared', 'views', 'static']
 
 # %% ../../nbs/widgets/live_prompt.ipynb #2e67269e
-def _asset(*names): return ''.join((files('sparsenb')/'assets'/n).read_text(encoding='utf-8') for n in names)
-
-@cache
-def _css(): return style('base', 'tokens').removeprefix('<style>').removesuffix('</style>')+_asset('live_prompt.css')
-
-_half = re.compile('[\ud800-\udfff]')
-def _whole(text): return _half.sub('\ufffd', str(text)) # JSON has no place for half a surrogate pair
-
 _modes,_shares = ('One text', 'Each line a prompt'),('all lines', 'most lines')
 
-class _Page(anywidget.AnyWidget):
+class _Page(Panel, anywidget.AnyWidget):
     "What kernel and page share"
-    _esm = _asset('live_panel.js', 'live_prompt.js')
-    _css = _css()
+    _esm = asset('live_panel.js', 'live_prompt.js')
+    _css = rules('live_prompt.css', sections=('base', 'tokens'))
     modes = traitlets.List(list(_modes)).tag(sync=True)
     shares = traitlets.List(list(_shares)).tag(sync=True)
     text = traitlets.Unicode('').tag(sync=True)          # the prompt, or prompts
@@ -46,13 +37,9 @@ class _Page(anywidget.AnyWidget):
     maxima = traitlets.Dict().tag(sync=True)             # feature -> its largest activation in the index
     values = traitlets.Bytes(b'').tag(sync=True)         # float32, of the feature, the rows one after another
     vmax = traitlets.Float(0.).tag(sync=True)
-    version = traitlets.Int(0).tag(sync=True)            # rises with every change of what is drawn
-    said = traitlets.Unicode('').tag(sync=True)
     note = traitlets.Unicode('').tag(sync=True)
     told = traitlets.Unicode('').tag(sync=True)
     none = traitlets.Unicode('').tag(sync=True)
-    error = traitlets.Unicode('').tag(sync=True)
-    missing = traitlets.Unicode('').tag(sync=True)       # why nothing can be read
 
 # %% ../../nbs/widgets/live_prompt.ipynb #92d1170d
 @widgets
@@ -68,8 +55,8 @@ class LivePrompt(_Page):
         **kw,            # other traits, such as `mode`
     ):
         super().__init__(**kw)
-        self.index,self.n,self.found,self._titles = index,n,(),{}
-        if why := index.why('effects'): self.missing = f'A prompt cannot be read here: {why}'
+        self._on(index, 'A prompt cannot be read here')
+        self.n,self.found,self._titles = n,(),{}
         self.observe(lambda _: self.read(), ['text', 'mode'])
         self.observe(lambda _: self._list_and_draw(), 'share')
         self.observe(lambda _: self._list_and_draw(), 'feature')
@@ -77,9 +64,7 @@ class LivePrompt(_Page):
         if browser is not None: self.follow(browser)
 
     @traitlets.validate('feature')
-    def _valid(self, p):
-        if not -1<=p['value']<len(self.index): raise ValueError(f"feature {p['value']} does not exist: the index holds 0 to {len(self.index)-1}")
-        return p['value']
+    def _valid(self, p): return known(self.index, p['value'], -1)
 
     def follow(self, browser):
         "Show the same feature as another widget, from now on"
@@ -106,7 +91,7 @@ def read(self:LivePrompt):
         with self.hold_trait_notifications(): self.set_trait('feature', first[0][0])
     with self.hold_sync():
         self.error,self.token = error,[]
-        self.rows = [[_whole(w) for w in f.tokens] for f in self.found]
+        self.rows = [[whole(w) for w in f.tokens] for f in self.found]
         self.labels = [str(i+1) for i in range(len(self.found))] if self.mode==_modes[1] else []
         self.tops = [[[[i, round(v, 4)] for i,v in f.at(p, self.n)] for p in range(len(f))] for f in self.found]
         bos = live['model'].bos_id
@@ -133,7 +118,7 @@ def _list_and_draw(self):
 def _part(v, most): return round(min(1., abs(v)/float(most)), 3) if most>0 else 0.
 
 def _title(self, i):
-    if i not in self._titles: self._titles[i] = _whole(self.index.title(i))
+    if i not in self._titles: self._titles[i] = whole(self.index.title(i))
     return self._titles[i]
 
 def _paint(self):
@@ -172,13 +157,6 @@ def views(self:LivePrompt)->list:
 def static(self:LivePrompt):
     "The same on a page without a kernel, Html"
     said = self.missing or self.error or ('' if self.found else 'No prompt was typed.')
-    words = f'<section class="snb">{style("base")}<div class="snb-c">{escaped(said)}</div></section>' if said else ''
-    return Html(words+''.join(v.html() for v in self.views()))
+    return Html((noted(said).html() if said else '')+''.join(v.html() for v in self.views()))
 
-def _repr_mimebundle_(self, **kw):
-    "The live panel, and beside it what it shows for pages without a kernel"
-    data,*meta = d if isinstance(d := super(LivePrompt, self)._repr_mimebundle_(**kw), tuple) else (d,)
-    data = (data or {}) | {'text/html': self.static().html()}
-    return (data, *meta) if meta else data
-
-for f in (shared, _share, views, static, _repr_mimebundle_): setattr(LivePrompt, f.__name__, f)
+for f in (shared, _share, views, static): setattr(LivePrompt, f.__name__, f)

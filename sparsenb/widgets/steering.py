@@ -5,31 +5,23 @@
 # %% ../../nbs/widgets/steering.ipynb #7629ef31
 from __future__ import annotations
 import re, time
-from functools import cache
-from importlib.resources import files
+from dataclasses import replace
 import anywidget, traitlets
 import numpy as np
 from ..core import widgets
-from ..views import Html, escaped, show_number, style
+from ..panels import Panel, asset, known, noted, rules, whole
+from ..views import Html, show_number
 
 # %% auto #0
 __all__ = ['SteeringPanel', 'run', 'static']
 
 # %% ../../nbs/widgets/steering.ipynb #4f947b03
-def _asset(*names): return ''.join((files('sparsenb')/'assets'/n).read_text(encoding='utf-8') for n in names)
-
-@cache
-def _css(): return style('base', 'table', 'svg', 'tokens').removeprefix('<style>').removesuffix('</style>')+_asset('live_prompt.css', 'steering.css')
-
-_half = re.compile('[\ud800-\udfff]')
-def _whole(text): return _half.sub('\ufffd', str(text)) # JSON has no place for half a surrogate pair
-
 _kinds = ('clamp', 'add', 'scale', 'ablate')
 
-class _Page(anywidget.AnyWidget):
+class _Page(Panel, anywidget.AnyWidget):
     "What kernel and page share"
-    _esm = _asset('live_panel.js', 'steering.js')
-    _css = _css()
+    _esm = asset('live_panel.js', 'steering.js')
+    _css = rules('live_prompt.css', 'steering.css', sections=('base', 'table', 'svg', 'tokens'))
     kinds = traitlets.List(list(_kinds)).tag(sync=True)
     prompt = traitlets.Unicode('').tag(sync=True)
     changes = traitlets.List().tag(sync=True)          # dicts of feature and kind
@@ -49,11 +41,7 @@ class _Page(anywidget.AnyWidget):
     wrote = traitlets.Bool(False).tag(sync=True)
     curve = traitlets.Unicode('').tag(sync=True)       # SVG
     no_code = traitlets.Unicode('').tag(sync=True)     # why there is no code
-    version = traitlets.Int(0).tag(sync=True)          # rises with every run
     running = traitlets.Bool(False).tag(sync=True)
-    said = traitlets.Unicode('').tag(sync=True)
-    error = traitlets.Unicode('').tag(sync=True)
-    missing = traitlets.Unicode('').tag(sync=True)     # why nothing can be run
 
 # %% ../../nbs/widgets/steering.ipynb #a345ad46
 @widgets
@@ -70,12 +58,11 @@ class SteeringPanel(_Page):
     ):
         if kind not in _kinds: raise ValueError(f"kind = {kind!r} is not valid: expected one of {', '.join(_kinds)}")
         super().__init__(**{k: v for k,v in kw.items() if k not in ('low', 'high')})
-        self.index,self.saved,self.result = index,saved,None
-        if why := index.why('effects'): self.missing = f'Nothing can be run here: {why}'
-        elif not getattr(index._live['dictionary'], 'rebuilds', False): self.missing = f'Nothing can be changed here: {index.name} does not rebuild the activation it reads.'
+        self._on(index, 'Nothing can be run here')
+        self.saved,self.result = saved,None
+        if not self.missing and not getattr(index._live['dictionary'], 'rebuilds', False): self.missing = f'Nothing can be changed here: {index.name} does not rebuild the activation it reads.'
         self.observe(lambda _: self._follow(), 'changes'); self.observe(lambda _: self._tokens(), 'prompt')
         self.observe(lambda _: self._stale(), ['prompt', 'changes', 'positions', 'low', 'high', 'steps', 'max_tokens', 'temperature', 'seed'])
-        self.on_msg(lambda _, m, __: self._told(m))
         self.changes = [dict(feature=_first(index) if feature is None else int(feature), kind=kind)]
         self.prompt = prompt
         for k in ('low', 'high'):
@@ -84,7 +71,7 @@ class SteeringPanel(_Page):
     @traitlets.validate('changes')
     def _valid(self, p):
         for c in p['value']:
-            if not 0<=c['feature']<len(self.index): raise ValueError(f"feature {c['feature']} does not exist: the index holds 0 to {len(self.index)-1}")
+            known(self.index, c['feature'])
             if c['kind'] not in _kinds: raise ValueError(f"kind = {c['kind']!r} is not valid: expected one of {', '.join(_kinds)}")
         return p['value']
 
@@ -101,7 +88,7 @@ def _first(index):
 # %% ../../nbs/widgets/steering.ipynb #7afa2b61
 def _follow(self):
     "Another feature or kind: its text, and strengths that suit it"
-    self.about = {str(c['feature']): _whole(self.index.title(c['feature'])) for c in self.changes}
+    self.about = {str(c['feature']): whole(self.index.title(c['feature'])) for c in self.changes}
     c = next((c for c in self.changes if c['kind']!='ablate'), None)
     if c is None or c==getattr(self, '_fitted', None): return
     self._fitted,top = c,float(np.asarray(self.index.max_act)[c['feature']]) or 1.
@@ -113,7 +100,7 @@ def _tokens(self):
     if self.missing: return
     m = self.index._live['model']
     self.first = int(m.bos_id is not None)
-    self.tokens = [_whole(t) for t in m.token_text(m.tokens(self.prompt, max_len=10**9)[0])] if self.prompt else []
+    self.tokens = [whole(t) for t in m.token_text(m.tokens(self.prompt, max_len=10**9)[0])] if self.prompt else []
 
 def _told(self, m):
     "What the page asks for"
@@ -132,7 +119,7 @@ def _find(self, text, row):
     found,self.error = self.index.search(text, 1) if text.strip() else [],''
     if text.strip().lstrip('#').isdigit() and int(text.strip().lstrip('#'))>=len(self.index): found = []
     if found and 0<=row<len(self.changes): self.changes = [c|dict(feature=int(found[0])) if i==row else c for i,c in enumerate(self.changes)]
-    else: self.error = f'No feature is found by “{_whole(text)}”: a number from 0 to {len(self.index)-1}, a token or a text was expected.'
+    else: self.error = f'No feature is found by “{whole(text)}”: a number from 0 to {len(self.index)-1}, a token or a text was expected.'
     self.about = dict(self.about)|{'': str(time.monotonic_ns())} # draws the row anew where nothing else changed
 
 def _stale(self):
@@ -166,28 +153,31 @@ def _code(self, k):
     try: return self.result.code(self.saved, None if np.isnan(s) else float(s))
     except ValueError as e: self.no_code = f'No code: {e}'; return ''
 
+_spaces = re.compile(r'^ +| +$|(?<=\n) +')
+def _spaced(token):
+    "A token whose spaces at the ends can be seen: else several look the same, or like nothing"
+    return _spaces.sub(lambda m: '␣'*len(m[0]) if len(m[0])<5 else f'␣×{len(m[0])}', token)
+
+def _curve(self):
+    "The likeliest next tokens over the strength, as SVG; '' for one strength"
+    c = self.result.curve()
+    return replace(c, series={_spaced(k): v for k,v in c.series.items()}).svg(520) if len(set(self.result.strengths.tolist()))>1 else ''
+
 def _show(self):
     "Send what was found"
     r,k = self.result,0
     with self.hold_sync():
         name = lambda s: 'ablated' if np.isnan(s) else show_number(float(s))
-        self.results = [dict(strength=name(s), kl=show_number(float(r.kl[k]), 3), text=_whole(r.texts[k]), code=_whole(self._code(k)),
-            movers=[[_whole(w), *map(float, v)] for w,*v in r.movers(None if np.isnan(s) else s, 8).rows]) for k,s in enumerate(r.strengths)]
-        self.plain,self.wrote = _whole(r.text_before),bool(r.sampling['max_new_tokens'])
-        self.curve = r.curve().svg(520) if len(set(r.strengths.tolist()))>1 else ''
+        self.results = [dict(strength=name(s), kl=show_number(float(r.kl[k]), 3), text=whole(r.texts[k]), code=whole(self._code(k)),
+            movers=[[_spaced(whole(w)), *map(float, v)] for w,*v in r.movers(None if np.isnan(s) else s, 8).rows]) for k,s in enumerate(r.strengths)]
+        self.plain,self.wrote = whole(r.text_before),bool(r.sampling['max_new_tokens'])
+        self.curve = self._curve()
         self.at = r.place()
         self.version += 1
 
 def static(self:SteeringPanel):
     "The result on a page without a kernel, Html"
     if self.result is not None: return Html(self.result.html())
-    said = self.missing or 'Nothing was run yet.'
-    return Html(f'<section class="snb">{style("base")}<div class="snb-c">{escaped(said)}</div></section>')
+    return noted(self.missing or 'Nothing was run yet.')
 
-def _repr_mimebundle_(self, **kw):
-    "The live panel, and beside it its result for pages without a kernel"
-    data,*meta = d if isinstance(d := super(SteeringPanel, self)._repr_mimebundle_(**kw), tuple) else (d,)
-    data = (data or {}) | {'text/html': self.static().html()}
-    return (data, *meta) if meta else data
-
-for f in (run, _code, _show, static, _repr_mimebundle_): setattr(SteeringPanel, f.__name__, f)
+for f in (run, _code, _curve, _show, static): setattr(SteeringPanel, f.__name__, f)

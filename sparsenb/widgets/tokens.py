@@ -4,32 +4,19 @@
 
 # %% ../../nbs/widgets/tokens.ipynb #b8071d33
 from __future__ import annotations
-import re
-from functools import cache
-from importlib.resources import files
 import anywidget, traitlets
 import numpy as np
 from ..core import widgets
-from ..views import Tokens, style
+from ..panels import Stilled, asset, rules, whole
+from ..views import Html, Tokens
 
 # %% auto #0
 __all__ = ['TokenHeat']
 
 # %% ../../nbs/widgets/tokens.ipynb #aeb0cc8a
-@cache
-def _css():
-    "The rules of the views that tokens need, and the widget's own"
-    rules = style('base', 'tokens').removeprefix('<style>').removesuffix('</style>')
-    return rules+(files('sparsenb')/'assets'/'tokens.css').read_text(encoding='utf-8')
-
-_half = re.compile('[\ud800-\udfff]')
-def _whole(text): return _half.sub('\ufffd', str(text))
-
-# %% ../../nbs/widgets/tokens.ipynb #4bb04cc4
-class _Traits(anywidget.AnyWidget):
+class _Traits(Stilled, anywidget.AnyWidget):
     "What kernel and page share"
-    _esm = (files('sparsenb')/'assets'/'tokens.js').read_text(encoding='utf-8')
-    _css = _css()
+    _esm,_css = asset('tokens.js'),rules('tokens.css', sections=('base', 'tokens'))
     rows = traitlets.List().tag(sync=True)          # list of list of str
     values = traitlets.Bytes(b'').tag(sync=True)    # float32, the rows one after another
     version = traitlets.Int(0).tag(sync=True)       # rises with every change of what is drawn
@@ -51,7 +38,7 @@ def _view(tokens, values, title, vmax):
     one = len(tokens)>0 and isinstance(tokens[0], str)
     return Tokens(title, (tuple(tokens),) if one else tuple(map(tuple, tokens)), (values,) if one else tuple(values), vmax=vmax)
 
-# %% ../../nbs/widgets/tokens.ipynb #91d72a0c
+# %% ../../nbs/widgets/tokens.ipynb #4bb04cc4
 @widgets
 class TokenHeat(_Traits):
     "Texts with a value per token, live"
@@ -76,12 +63,12 @@ class TokenHeat(_Traits):
         with self.hold_sync():
             self.views,each = views,headings or len(views)>1
             starts = np.cumsum([0]+[len(v.rows) for v in views]).tolist()
-            self.rows = [[_whole(t) for t in r] for v in views for r in v.rows]
-            self.labels = [_whole(l) for v in views for l in (v.labels or ['']*len(v.rows))] if any(v.labels for v in views) else []
+            self.rows = [[whole(t) for t in r] for v in views for r in v.rows]
+            self.labels = [whole(l) for v in views for l in (v.labels or ['']*len(v.rows))] if any(v.labels for v in views) else []
             self.peaks = [p for v in views for p in (v.peaks or [-1]*len(v.rows))]
-            self.heads = [[s, _whole(v.title)] for s,v in zip(starts, views) if v.rows] if each else []
-            self.title,self.caption = ('', '') if each or not views else (_whole(views[0].title), _whole(views[0].caption))
-            self.empty,self.selected,self.hovered = _whole(empty),[],[]
+            self.heads = [[s, whole(v.title)] for s,v in zip(starts, views) if v.rows] if each else []
+            self.title,self.caption = ('', '') if each or not views else (whole(views[0].title), whole(views[0].caption))
+            self.empty,self.selected,self.hovered = whole(empty),[],[]
             self._paint([a for v in views for a in v.values], max((v.vmax for v in views), default=0.) if vmax is None else vmax)
 
     def recolour(self,
@@ -104,9 +91,6 @@ class TokenHeat(_Traits):
         at = sum(map(len, self.rows[:i]))+j
         return self.rows[i][j], float(np.frombuffer(self.values, '<f4')[at])
 
-    def _repr_mimebundle_(self, **kw):
-        "The live widget, and beside it the static view for pages without a kernel"
-        data = super()._repr_mimebundle_(**kw)
-        data,*meta = data if isinstance(data, tuple) else (data,)
-        data = (data or {}) | {'text/html': ''.join(v.html(style=i==0) for i,v in enumerate(self.views))}
-        return (data, *meta) if meta else data
+    def static(self)->Html:
+        "The same on a page without a kernel"
+        return Html(''.join(v.html(style=i==0) for i,v in enumerate(self.views)))

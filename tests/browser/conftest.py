@@ -125,9 +125,7 @@ class Notebook(Page):
         return out.strip()
 
 
-@pytest.fixture
-def notebook(lab, chromium, tmp_path_factory):
-    "Call it with a notebook's path, or with the sources of its code cells; a `Notebook` whose kernel is ready"
+def _notebooks(lab, chromium, tmp_path_factory):
     url,folder = lab
     opened = []
     def f(what, size=(1280, 900)):
@@ -144,6 +142,18 @@ def notebook(lab, chromium, tmp_path_factory):
         return page
     yield f
     for page in opened: page.close()
+
+
+@pytest.fixture
+def notebook(lab, chromium, tmp_path_factory):
+    "Call it with a notebook's path, or with the sources of its code cells; a `Notebook` whose kernel is ready"
+    yield from _notebooks(lab, chromium, tmp_path_factory)
+
+
+@pytest.fixture(scope='module')
+def notebooks(lab, chromium, tmp_path_factory):
+    "As `notebook`; what it opens stays open for all tests of a file"
+    yield from _notebooks(lab, chromium, tmp_path_factory)
 
 
 @pytest.fixture

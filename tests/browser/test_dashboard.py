@@ -23,17 +23,35 @@ def says(nb, code, want, seconds=20):
 def overflow(nb, what): return nb.evaluate(f"(() => {{ const a = document.querySelector('{what}'); return a.scrollWidth-a.clientWidth }})()")
 def clean(nb): assert nb.fetched==[] and nb.complaints==[]
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def start(root): return START.format(tests=str(root/'tests'))
 
+@pytest.fixture(scope='module')
+def page(notebooks):
+    "One notebook for all tests here: opening one and starting a kernel takes longer than most of them"
+    nb = notebooks(['', ''])
+    side_closed(nb)
+    return nb
+
+RUN = """async sources => {
+    const cells = jupyterapp.shell.currentWidget.content.model.sharedModel.cells
+    sources.forEach((s, i) => cells[i].setSource(s))
+    await jupyterapp.commands.execute('notebook:run-all-cells')
+}"""
+
 @pytest.fixture
-def browse(notebook, start):
+def browse(page, start):
+    "Run code in the one notebook, with nothing left of what ran before: no widget, no name, no complaint"
     def f(code="b = widgets['feature_browser'](index)\nb", size=(1500, 1150)):
-        nb = notebook([start, code], size=size)
-        side_closed(nb)
-        nb.run_all(120)
-        nb.wait_for_selector(f'{FC} .snb-grid .k.p', state='attached')
-        return nb
+        page.evaluate("jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+        page.wait_for_selector('.snb-browser', state='detached')
+        page.python("import gc, ipywidgets; ipywidgets.Widget.close_all()\nget_ipython().reset(new_session=False); import gc; gc.collect()")
+        page.fetched.clear(); page.complaints.clear()
+        page.set_viewport_size(dict(width=size[0], height=size[1])); page.mouse.move(1, 1)
+        page.evaluate(RUN, [start, code])
+        assert page.errors()==[]
+        page.wait_for_selector(f'{FC} .snb-grid .k.p', state='attached')
+        return page
     return f
 
 
@@ -54,6 +72,9 @@ def test_search_order_narrow_and_go(browse):
     nb.select_option('[aria-label="which features"]', 'dead')
     nb.wait_for_function("document.querySelector('.snb-left .snb-row')?.textContent.includes('dead')")
     assert sorted(listed(nb))==[i for i in range(300) if i%17==13]
+    nb.select_option('[aria-label="which features"]', 'sinks')
+    nb.wait_for_function("document.querySelectorAll('.snb-left .snb-row').length===5")
+    assert sorted(listed(nb))==[1, 51, 101, 151, 201]
     nb.select_option('[aria-label="which features"]', 'not dead')
     nb.fill('[aria-label="lowest density in percent of tokens"]', '1'); nb.keyboard.press('Tab')
     d = ToyIndex().density
@@ -66,10 +87,8 @@ def test_search_order_narrow_and_go(browse):
     clean(nb)
 
 
-def test_a_long_list_is_scrolled_without_holding_it(notebook, start):
-    nb = notebook([start, "b = widgets['feature_browser'](ToyIndex(5000), window=60)\nb"], size=(1400, 1000))
-    side_closed(nb); nb.run_all(120)
-    nb.wait_for_selector(f'{FC} .k.p', state='attached')
+def test_a_long_list_is_scrolled_without_holding_it(browse):
+    nb = browse("b = widgets['feature_browser'](ToyIndex(5000), window=60)\nb", size=(1400, 1000))
     assert len(listed(nb))==60
     nb.evaluate("document.querySelector('.snb-left .snb-rows').scrollTop = 25*3000")
     nb.wait_for_function("(() => { const l = document.querySelector('.snb-left .snb-rows').getBoundingClientRect(); return [...document.querySelectorAll('.snb-left .snb-row')].some(r => { const b = r.getBoundingClientRect(); return b.top>=l.top && b.bottom<=l.bottom && +r.getAttribute('aria-posinset')>2990 }) })()")
@@ -328,19 +347,124 @@ def payload():
 def comms(): return len(_instances)
 '''
 
-def test_first_payload_and_five_hundred_switches(browse, record_property):
+def test_five_hundred_switches_leave_payload_and_memory_where_they_were(browse, record_property):
     nb = browse("b = widgets['feature_browser'](index)\nb")
     nb.python(SENT)
+    page = nb.page.context.new_cdp_session(nb.page)
+    def heap(): page.send('HeapProfiler.collectGarbage'); return page.send('Runtime.getHeapUsage')['usedSize']
+    def nodes(): return nb.evaluate("document.querySelectorAll('*').length")
     first,widgets = int(nb.python('payload()')),int(nb.python('comms()'))
     took = nb.evaluate(SWITCH, 50)
     found = dict(payload=first, widgets=widgets, switches=50, median_ms=round(statistics.median(took), 1), p95_ms=round(sorted(took)[47], 1), largest_ms=round(max(took), 1))
     record_property('dashboard', found); print(found)
     assert first<=1_000_000
+    before,drawn = heap(),nodes()
     nb.python("b.feature = 0")
-    nb.evaluate("() => { window.seen = 0; new MutationObserver(() => window.seen++).observe(document.querySelector('.snb-browser .snb-fc'), { attributes: true, attributeFilter: ['data-feature'] }) }")
     nb.python("for i in range(450): b.feature = (i*7+1)%300")
-    nb.wait_for_function(f"document.querySelector('{FC}').dataset.feature==='{(449*7+1)%300}'")
+    shown(nb, (449*7+1)%300)
     assert int(nb.python('comms()'))==widgets
     assert int(nb.python('payload()'))<=first+20_000
     assert nb.evaluate("document.querySelectorAll('.snb-browser .snb-fc').length")==1
+    nb.python("b.feature = 31"); shown(nb, 31)
+    assert nodes()<=drawn+400
+    assert (after:=heap())<before+8_000_000, (before, after)
+    assert nb.python('len(b._cards)<=64')=='True'
     clean(nb)
+
+
+def seen(nb, i): return nb.wait_for_function(f"""(() => {{ const l = document.querySelector('.snb-left .snb-rows').getBoundingClientRect(), r = document.querySelector('.snb-left [data-id="{i}"]')?.getBoundingClientRect()
+    return r && r.top>=l.top-1 && r.bottom<=l.bottom+1 && document.querySelector('.snb-left [aria-selected=true]')?.dataset.id==='{i}' }})()""")
+
+def test_a_feature_set_by_code_or_keys_is_in_sight(browse):
+    nb = browse("b = widgets['feature_browser'](ToyIndex(20000), feature=12345, window=80)\nb", size=(1400, 1000))
+    seen(nb, 12345)                                                    # when it is first shown
+    for i in (19999, 3, 12345, 12360, 40): nb.python(f'b.feature = {i}'); seen(nb, i)
+    key = nb.locator('.snb-left [role=listbox]').press
+    for k,i in (('ArrowDown', 41), ('ArrowRight', 42), ('PageDown', 53), ('ArrowLeft', 52), ('ArrowUp', 51), ('End', 19999), ('Home', 0)): key(k); seen(nb, i)
+    for i in range(1, 26): key('ArrowRight')
+    seen(nb, 26)                                                       # past the rows that were in sight; 13 is dead and hidden
+    nb.evaluate("document.querySelector('.snb-left .snb-rows').scrollTop = 25*9000")  # scrolled away by hand
+    nb.wait_for_function("[...document.querySelectorAll('.snb-left .snb-row')].some(r => +r.getAttribute('aria-posinset')>8990)")
+    nb.python('b.feature = 15000'); seen(nb, 15000)
+    nb.python('b.feature = 13')
+    nb.wait_for_function("document.querySelector('.snb-left').textContent.includes('13 is not among them')")
+    clean(nb)
+
+
+def test_the_card_is_exported(browse, tmp_path):
+    import xml.etree.ElementTree as ET
+    from sparsenb.export import numbers_text
+    nb = browse("b = widgets['feature_browser'](index, feature=31)\nb")
+    x = ToyIndex()
+    def got(kind):
+        with nb.expect_download() as d: nb.click(f'{FC} .snb-export button:has-text("{kind.upper()}")')
+        assert d.value.suggested_filename==f'feature-31.{kind}'
+        d.value.save_as(tmp_path/f'f.{kind}')
+        return (tmp_path/f'f.{kind}').read_bytes()
+    nb.click(f'{FC} button:has-text("Export")')
+    nb.wait_for_selector(f'{FC} .snb-export:visible')
+    nb.fill(f'{FC} .snb-export input >> nth=0', '700'); nb.fill(f'{FC} .snb-export input >> nth=1', '3')
+    root = ET.fromstring(got('svg'))
+    said = ' '.join(t.text or '' for t in root.iter('{http://www.w3.org/2000/svg}text')).replace('\u00a0', ' ')
+    for t in ('31  ', 'Raises these next tokens', 'top 12 of 4,201 active tokens', 'Fire together: ', x.card(31).up.rows[0][0].strip(), 'n = 1,000,000'): assert t in said, t
+    w,h = float(root.get('width')),float(root.get('height'))
+    assert w>=724
+    png = got('png')
+    assert png[:8]==b'\x89PNG\r\n\x1a\n' and [int.from_bytes(png[a:a+4], 'big') for a in (16, 20)]==[round(3*w), round(3*h)] and len(png)>20_000
+    from pathlib import Path
+    (Path(__file__).resolve().parents[1]/'artefacts'/'dashboard_export.png').write_bytes(png)
+    for kind in ('csv', 'json'): assert got(kind).decode()==numbers_text(x.card(31), kind)
+    nb.shot('dashboard_export_menu')
+    nb.click(f'{FC} button:has-text("By quantile")'); nb.click(f'{FC} button:has-text("Snippet")')
+    nb.wait_for_function("document.querySelectorAll('.snb-grid .snb-q').length===10")
+    assert got('svg').decode().count('drawn from group')>=8            # what is shown is what is drawn
+    nb.python('b.feature = 30')                                        # a dead one has a figure too; the choices close with the feature
+    nb.wait_for_selector(f'{FC} .snb-export', state='hidden')
+    clean(nb)
+
+
+def test_the_effect_is_told_where_the_pointer_rests(browse):
+    nb = browse("""from types import SimpleNamespace as Told
+class Live(ToyIndex):
+    asked = []
+    def has(self, panel): return True
+    def top(self, i): return [f'top {k}' for k in range(12)]
+    def effects(self, i, example, at, n):
+        self.asked.append((i, example, at))
+        return Told(activation=2., next_token=' x</b>', loss=1.25, loss_without=3.5, up=((' x', 1.5),), down=(('y', -.5),), context='segment')
+b = widgets['feature_browser'](Live(), feature=31)
+b""")
+    k = nb.locator(f'{FC} .snb-grid .k.p').nth(1); k.hover()
+    nb.wait_for_function(f"/loss of “ x<.b>” goes 1.25 → 3.5 nats; it raises “ x” \\+1.5; it lowers “y” −0.5/.test(document.querySelector('{FC} .snb-read').textContent)")
+    nb.shot('dashboard_peek')
+    assert nb.python('len(b.index.asked), b.view.selected')=='(1, [])'
+    nb.locator(f'{FC} .snb-grid .k.p').nth(3).hover(); k.hover()       # asked once
+    nb.wait_for_timeout(600)
+    assert int(nb.python('len(b.index.asked)'))<=2
+    clean(nb)
+
+
+def test_the_map_by_umap_or_why_not(browse):
+    nb = browse("import sys; sys.modules['umap'] = None\nindex._live = dict(dictionary=None)\nb = widgets['feature_browser'](index, feature=31)\nb")
+    nb.click('.snb-map button:has-text("UMAP")')
+    nb.wait_for_selector('.snb-map [role=alert]:has-text("attach its dictionary")')
+    nb.wait_for_selector('.snb-map button[aria-pressed=true]:has-text("PCA")')
+    nb.shot('dashboard_no_umap')
+    clean(nb)
+
+
+def test_two_notebooks_label_one_file_and_a_reload_finds_it(browse, notebook, start, tmp_path):
+    code = f"b = widgets['feature_browser'](index, notes={str(tmp_path/'notes.jsonl')!r})\nb"
+    two,one = browse(code, size=(1300, 1000)),notebook([start, code], size=(1300, 1000))
+    side_closed(one); one.run_all(120); one.wait_for_selector(f'{FC} .k.p', state='attached')
+    for k in range(6):
+        one.python(f"b.feature = {2*k}; b.note(label='one {k}')"); two.python(f"b.feature = {2*k+1}; b.note(label='two {k}', bookmark=True)")
+    two.python("b.feature = 0; b.note(label='both said')")
+    from sparsenb.notes import Notes
+    n = Notes(tmp_path/'notes.jsonl')
+    assert n.labels()=={i: 'both said' if i==0 else f"{('one', 'two')[i%2]} {i//2}" for i in range(12)} and n.bookmarks()==[1, 3, 5, 7, 9, 11]
+    one.fill('.snb-left input[type=search]', 'two 3')                  # a search sees what the other wrote
+    one.wait_for_function("document.querySelector('.snb-left .snb-row')?.dataset.id==='7'")
+    one.reload(); one.wait_idle(); one.run_all(120)
+    one.wait_for_function("document.querySelector('.snb-left [data-id=\"3\"] span')?.textContent==='★ two 1'")
+    clean(one); clean(two)

@@ -1,4 +1,5 @@
 "Reports and pages with a feature browser, opened from the disk with the network blocked: choose, search, drag, switch views; nothing is asked for"
+import re
 import numpy as np
 import pytest
 from sparsenb.notes import Notes
@@ -17,7 +18,7 @@ def report(tmp_path_factory):
     sae = dictionaries['topk'](store.d_in, 256, k=8)
     fit(sae, store, n_tokens=40_960, path=d/'train')
     index = FeatureIndex.build(sae, store, model, path=d/'index')
-    sae.save(d/'dictionary', provenance=dict(index=str(d/'index'), run=str(d/'train')))
+    sae.save(d/'dictionary', provenance=dict(model=model.name, revision=model.revision, index=str(d/'index'), run=str(d/'train')))
     notes = Notes(d/'notes.jsonl')
     most = np.argsort(-index.density, kind='stable')[:100].tolist()
     notes.set(most[3], label='a name of ours', bookmark=True, note='looks like <b>indentation</b>')
@@ -53,6 +54,14 @@ def test_a_report_responds_without_kernel_or_network(static, report):
     got = p.evaluate("[...document.querySelectorAll('.snb-grid .snb-x')].map(x => [...x.querySelectorAll('.k')].length)")
     assert got==[len(e.tokens) for e in index.top(most[7])]
     p.shot('static_report', full_page=True)
+    # the model that the dictionary names comes with the package: what the feature does is told at the strongest example
+    p.locator('.snb-grid .snb-x').first.locator('.k.p').first.click()
+    alone = type(index).open(index.path).attach(index._live['dictionary'], index._live['model']) # without the store, as the report has it
+    x = alone.effects(most[7], alone.top(most[7])[0], n=3)
+    said = p.locator('.snb-effect').inner_text().replace('\u2212', '-')
+    of = lambda what: [float(v) for v in re.findall(r' ([+-][\d.]+)', re.search(what+'.*', said)[0])]
+    assert (of('it raises'), of('it lowers'))==(pytest.approx([v for _,v in x.up], abs=.02), pytest.approx([v for _,v in x.down], abs=.02))
+    assert 'No token follows' in said if x.loss!=x.loss else abs(float(re.search(r'goes from ([\d.]+)', said)[1])-x.loss)<.01
     p.get_by_role('button', name='examples: By quantile').click()
     assert rows(p)==sum(len(index.examples(most[7], g)) for g in range(10)) and p.locator('.snb-grid .snb-q').count()==10
     p.get_by_role('button', name='view: Snippet').click()
@@ -133,3 +142,52 @@ def test_narrow_and_dark(static, tmp_path):
     p.locator('.snb-st-row').nth(2).click(); assert shown(p)==2 and p.locator('.snb-st-m').bounding_box()['width']>300
     p.shot('static_narrow', full_page=True)
     assert (p.fetched, p.complaints)==([], [])
+
+
+def test_ranks_effects_map_and_export_without_a_kernel(static, tmp_path):
+    import json, xml.etree.ElementTree as ET
+    from sparsenb.core import dictionaries
+    from sparsenb.corpus import load_corpus
+    from sparsenb.index import FeatureIndex
+    from sparsenb.models import load_model
+    from sparsenb.store import ActivationStore
+    model = load_model('stdlib-4l')
+    store = ActivationStore.collect(model, load_corpus('stdlib'), site='resid_post.2', n_tokens=4_000, path=tmp_path/'acts')
+    index = FeatureIndex.build(dictionaries['topk'](store.d_in, 128, k=8), store, model, path=tmp_path/'index')
+    ids = np.argsort(-index.density, kind='stable')[5:17].tolist()
+    page('Features', [static_browser(index, ids, ablated=2)], tmp_path/'p.html')
+    p = static(tmp_path/'p.html'); seen = asked(p)
+    e,x = index.top(ids[0])[0],index.effects(ids[0], index.top(ids[0])[0], n=3)
+    k = p.locator('.snb-grid .snb-x').first.locator('.k').nth(e.peak); k.hover()
+    said = p.locator('.snb-read').inner_text()
+    assert f'rank 1 of {index.n_active[ids[0]]:,}' in said and 'it raises' in said and ('goes' in said or 'no token follows' in said)
+    k.click(); told = p.locator('.snb-effect').inner_text()
+    assert 'it lowers' in told and (f'{x.loss:.3g}'[:4] in told if x.loss==x.loss else 'No token follows' in told)
+    p.shot('static_effect', full_page=True)
+    p.locator('.snb-grid .snb-x').nth(3).locator('.k').first.click()
+    assert 'was not computed' in p.locator('.snb-effect').inner_text()
+    # the map: a dot is a feature of the page
+    assert p.locator('.snb-st-map circle').count()==12 and p.locator('.snb-st-map circle.on').get_attribute('data-id')==str(ids[0])
+    at = {i: (float(p.locator(f'.snb-st-map circle[data-id="{i}"]').get_attribute('cx')), float(p.locator(f'.snb-st-map circle[data-id="{i}"]').get_attribute('cy'))) for i in ids}
+    alone = max(ids[1:], key=lambda i: min(np.hypot(at[i][0]-at[j][0], at[i][1]-at[j][1]) for j in ids if j!=i))
+    box = p.locator('.snb-st-map svg').bounding_box()
+    where = [box[a]+at[alone][k]/200*box['width'] for k,a in enumerate('xy')]
+    p.mouse.move(*where); assert p.locator('.snb-st-tip').inner_text().startswith(f'{alone} · ')
+    p.mouse.click(*where); assert shown(p)==alone and p.locator('.snb-st-map circle.on').get_attribute('data-id')==str(alone)
+    p.locator('.snb-st-map svg').focus()
+    for key in ('ArrowLeft', 'ArrowRight', 'ArrowUp', 'ArrowDown'): p.keyboard.press(key)
+    assert shown(p) in ids
+    # export
+    p.get_by_role('button', name='Export').click()
+    def got(kind):
+        with p.expect_download() as d: p.locator('.snb-export').get_by_role('button', name=f'Download {kind.upper()}').click()
+        d.value.save_as(tmp_path/f'f.{kind}'); return (tmp_path/f'f.{kind}').read_bytes()
+    i = shown(p); c = index.card(i)
+    assert ET.fromstring(got('svg')).tag.endswith('svg') and got('png')[:4]==b'\x89PNG'
+    n = json.loads(got('json'))['numbers']
+    assert n['examples.0.token']==[t for r in c.examples[0].rows for t in r] and n['examples.0.rank'][:1]!=[None]
+    for k,a in c.numbers().items():
+        if k in n and k.split('.')[-1] in ('value', 'edges', 'counts', 'effect'): np.testing.assert_allclose(n[k], a.astype(float)[:len(n[k])], atol=1e-6, rtol=1e-5)
+    assert got('csv').startswith(b'panel,row,column,value\r\n') and b'histogram.counts,39,,' in got('csv')
+    p.shot('static_export', full_page=True)
+    assert (p.fetched, p.complaints, seen)==([], [], [])
