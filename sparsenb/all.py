@@ -25,6 +25,7 @@ from sparsenb.sinks import sinks, Sinks
 from sparsenb.static import static_browser
 from sparsenb.export import export_figure, export_numbers, export_neuronpedia
 from sparsenb.planner import plan, plan_collect, Forecast
+from sparsenb.outlook import plan_index, plan_evaluate
 from sparsenb import jobs
 from sparsenb.jobs import run_reports
 from sparsenb.views import Table, Lines, Histogram, Tokens, Card

@@ -4,138 +4,29 @@
 
 # %% ../nbs/65_planner.ipynb #ba674cfe
 from __future__ import annotations
-import contextlib, copy, ctypes, errno, gc, itertools, math, os, shutil, sys, tempfile, threading, time, torch, warnings
+import contextlib, copy, gc, importlib, itertools, math, tempfile, time, torch, warnings
 import numpy as np
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-from .core import crc32, fsync, seed_of, settings, show_bytes, view, within_memory
+from .core import seed_of, settings, show_bytes
 from .corpus import Corpus, load_corpus
 from .models import load_model
 from .store import ActivationStore, _header, _row_bytes
+from .costs import DeadForecast, Part, Peak, Plan, dead_forecast, forecast_table, resident, trim, _bytes, _disk_seconds, _folder_bytes, _near
 from .dictionary import Dictionary
+from .engine import choose
 from .train import Callback, _every, fit
+_all_ = ['DeadForecast', 'Part', 'Peak', 'Plan', 'dead_forecast', 'forecast_table', 'resident', 'trim']
 
 # %% auto #0
-__all__ = ['POOL', 'AHEAD', 'SAMPLE', 'INDEX_BYTES', 'trim', 'resident', 'Peak', 'Part', 'Plan', 'check', 'Trial', 'DeadForecast',
-           'dead_forecast', 'plan', 'Forecast', 'forecast_table', 'plan_collect']
+__all__ = ['POOL', 'AHEAD', 'SAMPLE', 'Trial', 'plan', 'Forecast', 'plan_collect', 'DeadForecast', 'Part', 'Peak', 'Plan',
+           'dead_forecast', 'forecast_table', 'resident', 'trim']
 
 # %% ../nbs/65_planner.ipynb #6218d891
-def trim():
-    "Give freed memory back to the system, where the C library can"
-    with contextlib.suppress(OSError, AttributeError, TypeError): ctypes.CDLL(None).malloc_trim(0)
-
-def resident()->int: # bytes
-    "Memory of this process without mapped files; elsewhere than on Linux the most there has ever been, files included"
-    try:
-        with open('/proc/self/statm') as f: _,all_pages,shared = f.read().split()[:3]
-        return (int(all_pages)-int(shared))*os.sysconf('SC_PAGE_SIZE')
-    except OSError:
-        import resource
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)
-
-class Peak:
-    "The most memory within a block, above what there was at its start, in `bytes`"
-    def __init__(self,
-        every:float=.002, # seconds between two readings
-    ): self.every,self.bytes = every,0
-
-    def __enter__(self):
-        trim()
-        self.start,self._end = resident(),threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _look(self): self.bytes = max(self.bytes, resident()-self.start)
-    def _watch(self):
-        while not self._end.wait(self.every): self._look()
-    def __exit__(self, *_):
-        self._end.set(); self._thread.join(); self._look()
-
-# %% ../nbs/65_planner.ipynb #a68e07cf
-class Part(NamedTuple):
-    "One line of a plan"
-    name:str
-    memory:float=0.     # bytes
-    disk:float=0.       # bytes
-    seconds:float=None  # None: not predicted
-    held:bool=False     # its memory is there already
-    grows:str=''        # 'd_sae', 'batch_size' or another argument that its memory follows
-    note:str=''
-    cpu:float=None      # processor seconds, None: not predicted
-
-@dataclass(frozen=True)
-class Plan:
-    "What a run will take; made by `plan` and `plan_collect`"
-    title:str
-    parts:tuple
-    values:dict         # argument -> its value, for what could be smaller
-    path:Path=None      # where it will write
-    note:str=''
-    before:float=0.     # bytes of it that are there before the first step
-
-    def _sum(self, what, parts=None): return sum(getattr(p, what) or 0 for p in (self.parts if parts is None else parts))
-    @property
-    def memory(self)->float: return self._sum('memory') # bytes, all at once
-    @property
-    def more(self)->float: return self._sum('memory', [p for p in self.parts if not p.held]) # bytes above what is there already
-    @property
-    def disk(self)->float: return self._sum('disk') # bytes
-    @property
-    def seconds(self): # or None, where the training itself was not timed
-        return None if any(p.seconds is None and p.grows=='time' for p in self.parts) else self._sum('seconds')
-    def __getitem__(self, name:str)->Part: return next(p for p in self.parts if p.name==name)
-
-    def table(self):
-        "A Table of the parts and their sum"
-        b,s = lambda n: show_bytes(n) if n else '',lambda t: '' if not t else f'{t:.3g}'
-        rows = [(p.name, b(p.memory), b(p.disk), s(p.seconds), f"{p.note}{', ' if p.note and p.held else ''}{'there already' if p.held else ''}") for p in self.parts]
-        total = 'in all',b(self.memory),b(self.disk),s(self.seconds),f'of {show_bytes(settings().memory)} that may be planned with'
-        return view('Table', self.title, ('part','memory','disk','seconds','remark'), rows+[total], caption=self.note)
-    def __repr__(self): return repr(self.table())
-    def _repr_html_(self): return self.table()._repr_html_()
-
-# %% ../nbs/65_planner.ipynb #bd48d5cc
-def _near(path:Path)->Path:
-    "The folder, or the nearest one above it that exists"
-    path = Path(path).absolute()
-    return next(p for p in (path, *path.parents) if p.is_dir())
-
-def _fitting(plan, arg, budget)->int: # 0 if none does
-    "The largest value of an argument with which the plan stays within the budget"
-    mine = plan._sum('memory', [p for p in plan.parts if p.grows==arg])
-    room = budget-(plan.memory-mine)
-    n = int(.98*room*plan.values[arg]/mine) if mine else 0
-    return max(0, n//64*64 if n>=64 else n)
-
-def _instead(plan, budget)->str:
-    "What to change: the largest part, and values that would fit"
-    top = max(plan.parts, key=lambda p: p.memory)
-    order = sorted(plan.values, key=lambda a: (a!=top.grows, -plan._sum('memory', [p for p in plan.parts if p.grows==a])))
-    fits = [f'{a}={n:,}'.replace(',', '_') for a in order if (n := _fitting(plan, a, budget))]
-    some = f"{' or '.join(fits)} would fit" if fits else f"no {' or '.join(plan.values)} alone makes it fit"
-    return f"its largest part is {top.name} ({show_bytes(top.memory)}); {some}"
-
-def check(self:Plan)->Plan: # itself
-    "Refuse what cannot be, before anything begins; raises MemoryError over the settings' memory, OSError(ENOSPC) for a disk without room. Both say what would fit"
-    budget = settings().memory
-    if self.memory>budget: within_memory(self.memory, self.title, _instead(self, budget))
-    if self.path is None or not self.disk: return self
-    free = shutil.disk_usage(_near(self.path)).free
-    if self.disk>free:
-        top = max(self.parts, key=lambda p: p.disk)
-        share = int(free/self.disk*100)
-        raise OSError(errno.ENOSPC, f"{self.title} writes {show_bytes(self.disk)}, {_near(self.path)} has {show_bytes(free)} free: its largest part is {top.name} ({show_bytes(top.disk)}); {share} % of it would fit. Free some, or choose another disk")
-    return self
-
-Plan.check = check
-
-# %% ../nbs/65_planner.ipynb #3c7c8d55
 class _Clock(Callback):
     "Times steps and stops when there are enough"
     order = 1000
-    def __init__(self, budget, most=24): self.budget,self.most,self.times,self.cpus,self.l0 = budget,most,[],[],math.nan
+    def __init__(self, budget, least=8, most=24): self.budget,self.least,self.most,self.times,self.cpus,self.l0 = budget,least,most,[],[],math.nan
     def before_fit(self, run):
         self.peak = Peak(.002).__enter__()
         self.began = self.last = time.perf_counter()
@@ -145,7 +36,7 @@ class _Clock(Callback):
         self.times.append(now-self.last); self.cpus.append(time.process_time()-self.cpu)
         self.l0 = float(out.parts['l0'])
         self.last,self.cpu = time.perf_counter(),time.process_time()
-        if len(self.times)>7 and (sum(self.cpus)>self.budget or len(self.times)>=self.most): run.stop('enough was seen')
+        if len(self.times)>=self.least and (sum(self.cpus)>self.budget or len(self.times)>=self.most): run.stop('enough was seen')
     def after_fit(self, run): self.peak.__exit__()
     def step(self, of)->float: return float(np.mean(of[1:] or of)) # the first one also warms up
 
@@ -159,9 +50,9 @@ class Trial(NamedTuple):
     tile:int      # bytes of the encoder's buffer
     l0:float
 
-def _try(d, data, n_tokens, batch_size, seed, budget, kw)->Trial:
+def _try(d, data, n_tokens, batch_size, seed, budget, kw, least=8, most=24)->Trial:
     c = copy.deepcopy(d); c._tile = None
-    clock,t = _Clock(budget),time.perf_counter()
+    clock,t = _Clock(budget, least, most),time.perf_counter()
     with contextlib.redirect_stdout(None): run = fit(c, data, max(n_tokens, 8*batch_size), batch_size, seed=seed, callbacks=[clock], log_every=1 << 40, mesh=False, **kw)
     tile = c._tile.numel()*c._tile.element_size() if torch.is_tensor(c._tile) else 0
     out = Trial(batch_size, clock.began-t, clock.step(clock.times), clock.step(clock.cpus), clock.peak.bytes, tile, clock.l0)
@@ -169,7 +60,7 @@ def _try(d, data, n_tokens, batch_size, seed, budget, kw)->Trial:
     gc.collect(); trim() # the run and its dictionary know each other
     return out
 
-# %% ../nbs/65_planner.ipynb #1e189ca3
+# %% ../nbs/65_planner.ipynb #3b769169
 def _stand_in(data, width, n)->tuple: # data to try with, and whether it is the user's own
     "The user's data where reading them changes nothing; else random rows"
     if torch.is_tensor(data) or isinstance(data, np.ndarray): return torch.as_tensor(data)[:max(n, 16_384)],True
@@ -178,11 +69,12 @@ def _stand_in(data, width, n)->tuple: # data to try with, and whether it is the 
     return torch.randn(max(n, 16_384), width, generator=torch.Generator().manual_seed(0)),False
 
 def _trials(d, data, n_tokens, batch_size, seed, budget, kw, room)->list[Trial]:
-    "A small batch first, which also loads what is loaded late; then the whole, or two more sizes if it would take too long"
+    "A few rows, which load what is loaded late; an eighth of the batch; then the whole, if there is room for it, else a quarter"
     small = max(1, batch_size//8)
-    one = _try(d, data, n_tokens, small, seed, budget/8, kw)
-    if 8*batch_size/small*one.cpu<3*budget and batch_size/small*one.peak<room: return [_try(d, data, n_tokens, batch_size, seed, .8*budget, kw)]
-    return [one, _try(d, data, n_tokens, max(2, batch_size//4), seed, budget/8, kw)]
+    _try(d, data, n_tokens, min(64, small), seed, 0, kw, 2, 2)
+    one = _try(d, data, n_tokens, small, seed, budget/8, kw, 4)
+    if batch_size/small*one.peak>=room: return [one, _try(d, data, n_tokens, max(2, batch_size//4), seed, budget/8, kw, 4)]
+    return [_try(d, data, n_tokens, batch_size, seed, .8*budget, kw, 8 if 8*batch_size/small*one.cpu<3*budget else 2)]
 
 def _along(trials, batch_size, what)->float:
     "A figure of the trials at another batch size, on the straight line through them"
@@ -190,20 +82,6 @@ def _along(trials, batch_size, what)->float:
     if a is b: return getattr(a, what)*batch_size/a.batch_size
     slope = max(0., (getattr(b, what)-getattr(a, what))/(b.batch_size-a.batch_size))
     return getattr(b, what)+slope*(batch_size-b.batch_size)
-
-# %% ../nbs/65_planner.ipynb #3a13b02f
-def _disk_seconds(folder:Path, n:float)->float: # seconds for n bytes
-    "How long it takes to write, sync and check so many bytes"
-    size = int(min(max(n, 1<<16), 1<<25))
-    fd,name = tempfile.mkstemp(prefix='.tmp-', dir=_near(folder))
-    t = time.perf_counter()
-    try:
-        with os.fdopen(fd, 'wb') as f: f.write(bytes(size))
-        fsync(name); crc32(name)
-    finally: os.unlink(name)
-    return (time.perf_counter()-t)*n/size
-
-def _bytes(ts)->int: return sum(t.numel()*t.element_size() for t in ts)
 
 # %% ../nbs/65_planner.ipynb #e3bf53c3
 POOL,AHEAD,SAMPLE = 262_144,6,8192 # of `ActivationStore.batches` and of `fit`
@@ -223,19 +101,24 @@ def _reader(data, width, batch_size, name='reader')->list[Part]:
         return [Part(name, rows*each+AHEAD*4*width*batch_size+min(sample, 4*width*len(data)), note=f'a pool of {rows:,} rows, batches read ahead; the store takes {show_bytes(there)} of disk already')]
     return [Part(name, 2*4*width*batch_size+sample, note='batches')]
 
-def _shapes(d)->dict:
-    "Bytes that follow from shapes alone"
+def _engine(d, batch_size, n_steps, kw)->str:
+    "The path that `fit` will take; raises what it raises"
+    r = d.recipe() | {k: v for k,v in kw.items() if v is not None}
+    return choose(d, batch_size, n_steps, r.get('engine', 'auto'), r.get('grad_clip')).name
+
+def _shapes(d, path='dense')->dict:
+    "Bytes that follow from shapes alone; only the dense path writes the gradients of the two matrices out"
     trained = [p for p in d.parameters() if p.requires_grad]
     w,t = _bytes(d.state_dict().values()),_bytes(trained)
+    written = t if path=='dense' else _bytes([p for p in trained if p is not d.W_enc and p is not d.W_dec])
     turned = sum(_bytes([p]) for p in d.parameters() if not p.is_contiguous()) # are copied to be written, with both moments
-    return dict(weights=w, gradient=t, moments=2*t, keeps=4*d.keeps, state=w+2*t, writing=w+2*t+3*turned)
+    return dict(weights=w, gradient=written, moments=2*t, keeps=4*d.keeps, state=w+2*t, writing=w+2*t+3*turned)
 
 # %% ../nbs/65_planner.ipynb #fe385ba1
-def _costs(d, data, sources, n_tokens, batch_size, seed, calibrate, kw)->tuple:
+def _costs(d, s, data, sources, n_tokens, batch_size, seed, calibrate, kw)->tuple:
     "Trials, and why there are none"
-    s = _shapes(d)
     need = 2*s['weights']+s['gradient']+s['moments']+s['keeps']+sum(p.memory for p in sources)
-    if not s['gradient']: return [],'a method that is solved, not trained step by step, is not timed'
+    if not s['moments']: return [],'a method that is solved, not trained step by step, is not timed'
     if not calibrate: return [],'not tried'
     if d.W_enc.device.type!='cpu': return [],'tried on processors only'
     if need>settings().memory: return [],'not tried: there is no room for a copy'
@@ -256,24 +139,7 @@ def _work(d, trials, shapes, sources, batch_size, calibrated_reader)->list[Part]
     tries = [t._replace(peak=max(0, t.peak-known-t.tile-calibrated_reader(t.batch_size))) for t in trials]
     return [Part('tile', trials[-1].tile, note="the encoder's buffer"), Part('batch', max(_along(tries, batch_size, 'peak'), 4*batch_size*(d.d_in+d.d_out)), grows='batch_size', note='codes and what a step makes of them, measured')]
 
-# %% ../nbs/65_planner.ipynb #7b7821f5
-class DeadForecast(NamedTuple):
-    "A level and what to do"
-    gamma:float
-    level:str   # 'low', 'medium' or 'high'
-    advice:str
-
-def dead_forecast(
-    gamma:float, # norm of the mean over norm of the standard deviations, at least 0
-)->DeadForecast:
-    "The risk of dead features of a dictionary that is not centred, from gamma alone: a rank, not a share. Raises ValueError for a negative gamma or NaN"
-    if not gamma>=0: raise ValueError(f"gamma is a ratio of norms, at least 0, got {gamma}")
-    share = gamma*gamma/(1+gamma*gamma) if math.isfinite(gamma) else 1.
-    if gamma<.5: return DeadForecast(gamma, 'low', 'nothing to do')
-    keep = f"the mean carries {share:.0%} of the squared norm: leave b_dec at the data's median, where fit puts it"
-    if gamma<2: return DeadForecast(gamma, 'medium', keep)
-    return DeadForecast(gamma, 'high', keep+'; a dictionary that starts elsewhere (b_dec=0, weights of other data) should be trained on x - mean, and most of its features may die otherwise')
-
+# %% ../nbs/65_planner.ipynb #18a1f87c
 def _gamma(data):
     "Of a store or a tensor; None for what would have to be read"
     if hasattr(data, 'gamma'): return data.gamma
@@ -282,21 +148,19 @@ def _gamma(data):
     m,s = float(x.mean(0).norm()),float(x.std(0, correction=0).norm())
     return m/s if s else math.inf
 
-# %% ../nbs/65_planner.ipynb #18a1f87c
-INDEX_BYTES = 15_000 # on disk for a feature, at most, with the settings that `FeatureIndex.build` has by default
-
+# %% ../nbs/65_planner.ipynb #98d4ff16
 def _on_disk(d, n_steps, path, checkpoint_every, log_every, shapes)->list[Part]:
     "Checkpoints: two are kept, a third is there while it is written; and the dictionary that was trained"
     if path is None: return []
     _,every = _every(n_steps, checkpoint_every, log_every)
     n = n_steps//every+2
-    return [Part('checkpoints', shapes['writing'], 3*shapes['state'], n*_disk_seconds(path, shapes['state']), grows='d_sae', note=f'two are kept, a third while it is written; {n} in all, every {every} steps'),
+    return [Part('checkpoints', shapes['writing'], 3*shapes['state'], n*_disk_seconds(path, shapes['state']), grows='d_sae', left=2*shapes['state'], note=f'two are kept, a third while it is written; {n} in all, every {every} steps'),
             Part('result', 0, shapes['weights'], _disk_seconds(path, shapes['weights']), note='the trained dictionary')]
 
-def _index_part(d, data, l0)->list[Part]:
-    rows = len(data) if hasattr(data, '__len__') else 0
-    passing = 12*rows*(1+(0 if math.isnan(l0) else l0))
-    return [Part('index', 0, INDEX_BYTES*d.d_sae+passing, note=f'at most, of it {show_bytes(passing)} for the pass, gone afterwards; its time is not predicted')]
+def _besides(held)->float: # bytes
+    "What the process holds beside what a plan names; where `resident` knows the highest mark alone, that"
+    gc.collect(); trim()
+    return max(0., resident()-sum(held))
 
 def plan(
     dictionary:Dictionary,  # as `fit` will get it; left as it is
@@ -304,7 +168,7 @@ def plan(
     n_tokens:int,           # activations to train on
     batch_size:int=4096,
     model=None,             # one that stays in memory beside the training; anything `load_model` takes
-    index:bool=False,       # count the feature index of the result too
+    index:bool=False,       # count the feature index of the result too, as if all its features were alive; `plan_index` plans it on its own
     path:Path|str=None,     # folder of the run
     seed:int=None,          # of the order of the data; the settings' unless given
     checkpoint_every:int=None,
@@ -315,25 +179,24 @@ def plan(
     "Bytes and seconds of `fit(dictionary, data, n_tokens, …)`, before it runs; raises ValueError or TypeError where `fit` would"
     d,n_steps = dictionary,max(1, n_tokens//batch_size)
     pair = data if isinstance(data, tuple) else (data,)
-    s = _shapes(d)
+    way = _engine(d, batch_size, n_steps, kw) if any(q.requires_grad for q in d.parameters()) else 'dense'
+    s = _shapes(d, way)
     readers = list(itertools.chain(*(_reader(x, w, batch_size, nm) for x,w,nm in zip(pair, (d.d_in, d.d_out), ('reader','reader of y')))))
-    trials,why = _costs(d, pair, readers, n_tokens, batch_size, seed_of(seed), calibrate, kw)
+    trials,why = _costs(d, s, pair, readers, n_tokens, batch_size, seed_of(seed), calibrate, kw)
     begun = 4*SAMPLE*d.d_in # the sample is there before the first step
-    steps = Part('steps', seconds=_along(trials, batch_size, 'step')*n_steps if trials else None, cpu=_along(trials, batch_size, 'cpu')*n_steps if trials else None, grows='time', note=f"{n_steps:,} of {batch_size:,}{'; '+why if why else ''}")
+    steps = Part('steps', seconds=_along(trials, batch_size, 'step')*n_steps if trials else None, cpu=_along(trials, batch_size, 'cpu')*n_steps if trials else None, grows='time', note=f"{n_steps:,} of {batch_size:,}, path {way}{'; '+why if why else ''}")
     parts = [Part('weights', s['weights'], held=True, grows='d_sae', note=f'{d.name}, {d.d_sae:,} features'), Part('gradient', s['gradient'], grows='d_sae'), Part('moments', s['moments'], grows='d_sae', note='of the optimiser')]
     parts += [Part('rows kept', s['keeps'], note='to fit on')]*bool(s['keeps'])
     if trials: parts += [Part('start', seconds=trials[-1].start, note='statistics of the data')]
     mine = lambda B: max(0, sum(p.memory for x,w in zip(pair, (d.d_in, d.d_out)) for p in _reader(x, w, B) if not p.held)-begun) if not why else 8*B*d.d_in
     parts += readers + _work(d, trials, s, readers, batch_size, mine) + [steps] + _on_disk(d, n_steps, path, checkpoint_every, log_every, s)
     if model is not None: m = load_model(model); parts += [Part('model', _bytes(m.module.state_dict().values()), held=True, note=m.name)]
-    if index: parts += _index_part(d, pair[0], trials[-1].l0 if trials else math.nan)
+    if index: parts += importlib.import_module(f'{__package__}.outlook')._index_parts(d, pair[0], model and m, path, 0)[0] # looked up late: it stands above this one
     g = _gamma(pair[0])
     note = '' if g is None else f'gamma {g:.3g}: the risk of dead features is {dead_forecast(g).level}; {dead_forecast(g).advice}.'
-    return Plan(f'training {d.name} on {n_tokens:,} activations', tuple(parts), dict(d_sae=d.d_sae, batch_size=batch_size), Path(path) if path else None, note, begun)
+    return Plan(f'training {d.name} on {n_tokens:,} activations', tuple(parts), dict(d_sae=d.d_sae, batch_size=batch_size), Path(path) if path else None, note, begun, _besides([q.memory for q in parts if q.held]))
 
 # %% ../nbs/65_planner.ipynb #5402b36b
-def _folder_bytes(path)->int: return sum(f.stat().st_size for f in Path(path).rglob('*') if f.is_file()) if path else 0
-
 class Forecast(Callback):
     "The plan at the start, and against it what the run took at its end"
     order = 90
@@ -352,7 +215,7 @@ class Forecast(Callback):
         "From the first step on: what is held before it does not count, of checkpoints two are left"
         p,left = self.plan,1-run.step/run.n_steps
         names = [q.name for q in p.parts]
-        disk = 2/3*p['checkpoints'].disk+p['result'].disk if 'checkpoints' in names else 0
+        disk = sum(q.disk if q.left is None else q.left for q in p.parts if q.name in ('checkpoints','result'))
         seconds = None if p['steps'].seconds is None else (p['steps'].seconds+sum(p[k].seconds for k in ('checkpoints','result') if k in names))*left
         cpu = None if p['steps'].cpu is None else p['steps'].cpu*left
         return dict(predicted=dict(seconds=seconds, cpu=cpu, memory=p.more-p.before, disk=disk))
@@ -362,15 +225,6 @@ class Forecast(Callback):
         run.forecast['actual'] = dict(seconds=time.perf_counter()-self.began, cpu=time.process_time()-self.cpu, memory=self.peak.bytes, disk=_folder_bytes(run.path))
         run.forecast['finished'] = run.step>=run.n_steps
         self.show(forecast_table(run.forecast))
-
-def forecast_table(
-    forecast:dict, # of a run, `run.forecast`
-):
-    "A Table of what was predicted and what it was"
-    a,b = forecast['predicted'],forecast['actual']
-    show = dict(seconds=lambda v: f'{v:.3g}', cpu=lambda v: f'{v:.3g} s', memory=show_bytes, disk=show_bytes)
-    rows = [(k, '–' if a[k] is None else show[k](a[k]), show[k](b[k]), b[k]/a[k] if a[k] else None) for k in show]
-    return view('Table', 'Predicted and actual', ('what','predicted','actual','actual / predicted'), rows, caption='From the first step on. cpu is the processor time of the steps, which a busy machine changes less than the seconds; memory is that of the process alone, above what it held then.'+('' if forecast['finished'] else ' The run did not come to its end.'))
 
 # %% ../nbs/65_planner.ipynb #b91f1776
 def _rows_in(model, corpus, seq_len, skip, most=400_000)->int:
@@ -392,17 +246,17 @@ def _beginning(corpus, most=2_000_000, held=64_000_000)->tuple: # a corpus, seco
         if n>held: break
     return Corpus('beginning', lambda: iter(docs), 'all'),time.perf_counter()-t
 
-def _some_rows(model, corpus, site, n, budget, folder, kw)->tuple: # rows, seconds for them, peak bytes
+def _some_rows(model, corpus, site, n, budget, folder, kw)->tuple: # rows, seconds and processor seconds for them, peak bytes
     "Collect the beginning of the text in a folder that goes again: one batch, which loads what is loaded late, then as many as fit into the time"
     one,took = kw['batch_size']*kw['seq_len'],0.
     with tempfile.TemporaryDirectory(prefix='.tmp-', dir=folder) as tmp, warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*were asked for')
         for i in range(2):
             rows = min(one*max(1, i*int(budget/max(took, 1e-3))), n or 1 << 60)
-            t = time.perf_counter()
+            t,cpu = time.perf_counter(),time.process_time()
             with Peak(.002) as peak: store = ActivationStore.collect(model, corpus, site, rows, Path(tmp)/str(i), progress=False, **kw)
-            took,rows = time.perf_counter()-t,len(store)
-    return rows,took,peak.bytes
+            took,cpu,rows = time.perf_counter()-t,time.process_time()-cpu,len(store)
+    return rows,took,cpu,peak.bytes
 
 # %% ../nbs/65_planner.ipynb #84df36b7
 def plan_collect(
@@ -430,8 +284,8 @@ def plan_collect(
     parts = [Part('model', _bytes(model.module.state_dict().values()), held=True, note=model.name), Part('shard', shard*each, grows='shard_rows', note=f'{shard:,} rows wait to be written')]
     if calibrate:
         some,begin = _beginning(corpus)
-        rows,took,peak = _some_rows(model, some, site, n_tokens, calibrate, _near(where), kw)
-        parts += [Part('text', seconds=begin, note='documents are read and shuffled'), Part('batch', max(0, peak-min(rows, shard_rows)*each), seconds=took*n/rows, grows='batch_size', note=f'{batch_size} segments of {seq_len} tokens; {rows:,} rows were tried')]
+        rows,took,cpu,peak = _some_rows(model, some, site, n_tokens, calibrate, _near(where), kw)
+        parts += [Part('text', seconds=begin, cpu=begin, note='documents are read and shuffled'), Part('batch', max(0, peak-min(rows, shard_rows)*each), seconds=took*n/rows, cpu=cpu*n/rows, grows='batch_size', note=f'{batch_size} segments of {seq_len} tokens; {rows:,} rows were tried')]
     else: parts += [Part('batch', grows='time', note='not tried')]
     parts += [Part('store', 0, n*each+(-(-n//shard_rows)+1)*moments, note=f"{n:,} rows of {each:,} bytes{'' if n_tokens else ', counted on a part of the text'}")]
     return Plan(f"collecting {', '.join(h['sites'])} of {model.name}", tuple(parts), dict(shard_rows=shard_rows, batch_size=batch_size), where)
