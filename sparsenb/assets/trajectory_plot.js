@@ -418,12 +418,13 @@ function render({ model, el }) {
   const all = () => { if (playing) stop(); load(); at = index.get(get('step')) ?? S - 1; near = drag = null; build(); fresh(); tell() }
   const stepped = () => { const s = index.get(get('step')); if (s !== undefined && s !== at) { if (playing) stop(); at = s; later(); tell() } }
   const changed = () => { looks(); project(); later(); tell() }
-  const watch = new ResizeObserver(() => { if (left.clientWidth !== size[0]) paint(); else if (over.clientWidth !== size[2]) below() }), theme = new MutationObserver(fresh), dim = matchMedia('(prefers-color-scheme: dark)')
+  let inked, poll // a theme's sheet may come seconds after its name
+  const themed = () => { let n = 100; fresh(); clearInterval(poll); poll = setInterval(() => { const now = css.color; if (now !== inked) { inked = now; fresh() } if (!--n) clearInterval(poll) }, 100) }
+  const watch = new ResizeObserver(() => { if (left.clientWidth !== size[0]) paint(); else if (over.clientWidth !== size[2]) below() }), theme = new MutationObserver(themed), dim = matchMedia('(prefers-color-scheme: dark)')
   all()
   watch.observe(left); watch.observe(over); theme.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-light', 'data-jp-theme-name'] }); dim.addEventListener('change', fresh)
-  root.addEventListener('transitionend', e => { if (e.target === root) fresh() }) // a theme's sheet may come after its name
   const off = listen(model, { 'change:version': all, 'change:step': stepped, 'change:path': changed, 'change:chosen': () => { later(); outputs(); pump() }, 'change:colour': changed, 'change:hidden': changed, 'change:dims': changed, 'change:curve': changed, 'msg:custom': came })
-  return () => { clearTimeout(wait); cancelAnimationFrame(playing); cancelAnimationFrame(due); watch.disconnect(); theme.disconnect(); dim.removeEventListener('change', fresh); off() }
+  return () => { clearTimeout(wait); clearInterval(poll); cancelAnimationFrame(playing); cancelAnimationFrame(due); watch.disconnect(); theme.disconnect(); dim.removeEventListener('change', fresh); off() }
 }
 // The kernel of a page that has none: state and outputs lie in the page
 function static_trajectory(root) {
