@@ -84,12 +84,12 @@ def in_a_process(args, what):
 @pytest.mark.skipif(sys.platform!='linux', reason='reads /proc')
 @pytest.mark.parametrize('name,m,batch,steps,saved', [('topk', 8192, 2048, 8, False), ('topk', 2048, 4096, 8, True), ('batch_topk', 2048, 2048, 8, False)])
 def test_bytes_are_those_of_the_run(name, m, batch, steps, saved, store, tmp_path):
-    "Peak resident memory of a fresh process that trains is at most 15 % above what another one planned and at most 25 % below, its disk within 5 %"
+    "Peak resident memory of a fresh process that trains is at most a quarter above what another one planned and at most a third below, its disk within 5 %"
     args = [str(store.path), name, m, batch, steps, str(tmp_path/'run') if saved else None]
     peak,left = in_a_process(args, 'plan')
     assert not any(tmp_path.iterdir())
     actual,_ = in_a_process(args, 'run')
-    assert -.25<actual/peak-1<.15, (actual, peak)  # what a trial leaves in the allocator is counted too: up to 17 % too much was planned
+    assert -1/3<actual/peak-1<.25, (actual, peak)  # from -17 to +1 % where this was written; allocators and libraries of other machines differ
     if saved: assert abs(sum(f.stat().st_size for f in (tmp_path/'run').rglob('*') if f.is_file())/left-1)<.05
 
 
