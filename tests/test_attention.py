@@ -405,8 +405,12 @@ def test_a_null_key_of_logit_5_does_not(seed, trained):
     assert e['sink_rate'].value<=.05 and e['bos_non_trigger'].value<.1 and e['unspent'].value>.8 and e['value_norm_ratio'].value>soft['value_norm_ratio'].value
 
 MISS = 'seed 1 reaches .948: after 400 steps, triggers at some positions do not find the token before; which of the three networks miss depends on how a processor rounds'
-@pytest.mark.parametrize('kind,seed', [pytest.param(k, s, marks=[pytest.mark.xfail(strict=False, reason=MISS)]*(k=='null')) for k in ('softmax', 'null') for s in SEEDS])
+@pytest.mark.parametrize('kind,seed', [pytest.param(k, s, marks=[pytest.mark.xfail(strict=False, reason=MISS)]*((k, s)==('null', 1))) for k in ('softmax', 'null') for s in SEEDS])
 def test_both_do_their_work(kind, seed, trained): assert trained[kind, seed][1]['trigger_accuracy'].value>=.98
+
+def test_without_a_sink_its_value_is_as_long_as_others(trained):
+    soft,null = (np.mean([trained[k, s][1]['value_norm_ratio'].value for s in SEEDS]) for k in ('softmax', 'null'))
+    assert null>soft+.2
 
 def test_all_reach_what_the_recipe_promises(trained): assert min(e['trigger_accuracy'].value for _,e in trained.values())>=.9
 
