@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 import numpy as np, torch
-from ..sinkvalue import normed, phi, tau_of
+from ..sinkvalue import checked_tau, normed, phi, tau_of  # the last two are found here too
 from ..core import analyses, seed_of, view
 from ..metrics import bootstrap
 from ..models import load_model
@@ -119,8 +119,7 @@ def sink_value(
     analyses['sinks_of'].layers(model, layers, ('pattern','resid_pre'))
     if dims is not None and top: raise ValueError(f"either dims or top, got both: dims={list(dims)}, top={top}")
     if not 0<=top<=model.d_model: raise ValueError(f"top must be in 0..{model.d_model}, got {top}")
-    tau = tau_of(model.d_model) if tau is None else tau
-    if not 0<tau<math.sqrt(model.d_model): raise ValueError(f"tau must be above 0 and below √{model.d_model} = {math.sqrt(model.d_model):.3g}, the largest sink value there can be, got {tau:g}")
+    tau = checked_tau(tau, model.d_model)
     reading = analyses['sinks_of'](model, prompts, mask, length, layers, False, batch_size=batch_size)
     ids,m = torch.from_numpy(reading.ids).to(model.device),torch.from_numpy(reading.mask).to(model.device)
     read = lambda fn: _inputs(model, ids, m, reading.layers, fn, batch_size)

@@ -188,8 +188,7 @@ def test_brush_and_hover(browse):
     clean(nb)
 
 
-def test_the_effect_of_a_token_is_fetched_when_it_is_chosen(browse):
-    nb = browse("""from types import SimpleNamespace as Told
+LIVE = """from types import SimpleNamespace as Told
 class Live(ToyIndex):
     asked = []
     def has(self, panel): return True
@@ -199,7 +198,10 @@ class Live(ToyIndex):
         self.asked.append((i, example, at))
         return Told(activation=2., next_token=' x</b>', loss=1.25, loss_without=3.5, up=((' x', 1.5),), down=(('y', -.5),), context='segment')
 b = widgets['feature_browser'](Live(), feature=31)
-b""")
+b"""  # an index whose model is there; it notes which effects were asked for
+
+def test_the_effect_of_a_token_is_fetched_when_it_is_chosen(browse):
+    nb = browse(LIVE)
     assert nb.python('b.index.asked')=='[]'
     k = nb.locator(f'{FC} .snb-grid .k.p').nth(2); at = k.get_attribute('data-at').split(',')
     k.click()
@@ -424,16 +426,7 @@ def test_the_card_is_exported(browse, tmp_path):
 
 
 def test_the_effect_is_told_where_the_pointer_rests(browse):
-    nb = browse("""from types import SimpleNamespace as Told
-class Live(ToyIndex):
-    asked = []
-    def has(self, panel): return True
-    def top(self, i): return [f'top {k}' for k in range(12)]
-    def effects(self, i, example, at, n):
-        self.asked.append((i, example, at))
-        return Told(activation=2., next_token=' x</b>', loss=1.25, loss_without=3.5, up=((' x', 1.5),), down=(('y', -.5),), context='segment')
-b = widgets['feature_browser'](Live(), feature=31)
-b""")
+    nb = browse(LIVE)
     k = nb.locator(f'{FC} .snb-grid .k.p').nth(1); k.hover()
     nb.wait_for_function(f"/loss of “ x<.b>” goes 1.25 → 3.5 nats; it raises “ x” \\+1.5; it lowers “y” −0.5/.test(document.querySelector('{FC} .snb-read').textContent)")
     nb.shot('dashboard_peek')
