@@ -14,7 +14,7 @@ from sparsenb.shards import _mixed
 from sparsenb.store import ActivationStore
 
 torch.set_num_threads(1)
-N,D,SIZE = 524_288,256,4096  # rows, their width, rows of a batch
+N,D,SIZE = 2_097_152,256,4096  # rows (nine pools; the filling of the first one waits for the disk), their width, rows of a batch
 
 def forget(files, store=None):
     "Have the system drop files from its memory, so that the disk is read; what `store` has mapped of them, too"

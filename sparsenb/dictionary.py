@@ -117,6 +117,12 @@ def inputs(self:Dictionary,
     return self.centred(x), y
 
 @patch
+def rebuilt(self:Dictionary, residual:Tensor, xc:Tensor, y:Tensor)->Tensor:
+    "`residual + y` in the user's units, (..., d_out), detached; in the memory of `y`, which has no other use any more, unless the encoder has read it: `xc` and `y` are what `inputs` gave"
+    y = y.detach()
+    return (y+residual if xc.data_ptr()==y.data_ptr() else y.add_(residual)).div_(self.scale_out)
+
+@patch
 def scaled(self:Dictionary, x:Tensor)->Tensor:
     "`x` in scaled units, the weights' dtype and device, (..., d_in)"
     return _rows(x, self.d_in, 'activations').to(self.W_enc)*self.scale

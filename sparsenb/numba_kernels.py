@@ -106,7 +106,7 @@ def _inputs(x, W, bias):
     m,d = _array('W', W, None, None).shape
     return _array('x', x, None, d), _array('W', W, m, d), _array('bias', bias, m)
 
-def _rows_at_once(m): return 512 if m<=8192 else 256
+def _rows_at_once(m, screened=False): return 512 if m<=8192 else 128 if screened else 256
 
 @patch
 def tiles(self:NumbaKernels, x, W, tile=None):
@@ -168,7 +168,7 @@ def _screened_topk(self:NumbaKernels, x, W, bias, k, tile=None):
     "Values and features of the k largest, and the share of rows that were in doubt and chosen exactly"
     c,(n,m) = max(math.ceil(self.widen*k), k+8),(len(x), len(W))
     if c>=m: return *self._exact_topk(x, W, bias, k, tile), 0.
-    if tile is None or not tile.is_contiguous(): tile = _t(self._buffer('tile', min(n, _rows_at_once(m)), m))
+    if tile is None or not tile.is_contiguous(): tile = _t(self._buffer('tile', min(n, _rows_at_once(m, screened=True)), m))
     cand,low,error = self._candidates_of(x, W, bias, c, tile)
     order,row,start = self._buffer('order', n*c, dtype=np.int64),self._buffer('row', n*c, dtype=np.int64),np.zeros(m+1, np.int64)
     _by_feature(cand.reshape(-1), low[0,:0], True, c, start, order, row)

@@ -69,7 +69,7 @@ class BatchTopK(dictionaries['topk']):
         pattern,val = self.batch_codes(xc)
         loss,residual,parts = self.errors(pattern, val, y)
         aux = self.aux(xc, residual)
-        val,x_hat = val.detach(),(residual+y.detach()).div_(self.scale_out)
+        val,x_hat = val.detach(),self.rebuilt(residual, xc, y)
         self.count(torch.zeros_like(self.dead).index_fill_(0, pattern.idx[val>0], True), len(xc))
         return Step(loss + self.aux_coef*self.variance*aux, Codes(pattern.idx, val), x_hat,
                     dict(mse=residual.square().sum()/len(xc), l0=(val>0).sum()/len(val), aux=aux.detach(), **parts))

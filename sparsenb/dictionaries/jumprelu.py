@@ -131,7 +131,7 @@ def step(self:JumpReLU, x:Tensor, y:Tensor=None)->Step:
     coef = self.l0_coef*(min(1, self.progress/self.l0_warmup) if self.l0_warmup else 1)
     fired = on.detach()>0
     self.count(torch.zeros_like(self.dead).index_fill_(0, codes.idx[fired], True) if found else fired.any(0), len(xc))
-    return Step(mse + coef*count + self.pre_coef*pre, codes, (residual+y.detach()).div_(self.scale_out),
+    return Step(mse + coef*count + self.pre_coef*pre, codes, self.rebuilt(residual, xc, y),
                 dict(mse=mse.detach(), l0=fired.sum()/len(xc), penalty=(coef*count).detach()))
 
 

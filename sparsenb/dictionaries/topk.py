@@ -90,7 +90,7 @@ class TopK(Dictionary):
         xc,y = self.inputs(x, y)
         pattern,val,residual,mse,more = self.rebuild(xc, y)
         aux = self.aux(xc, residual)
-        val,x_hat = val.detach(),(residual+y.detach()).div_(self.scale_out)
+        val,x_hat = val.detach(),self.rebuilt(residual, xc, y)
         self.count(torch.zeros_like(self.dead).index_fill_(0, pattern.idx[val>0], True), len(xc))
         loss = sum((self.multi_coef*v for v in more.values()), mse + self.aux_coef*self.variance*aux)
         return Step(loss, Codes(pattern.idx, val), x_hat, dict(mse=mse.detach(), l0=(val>0).sum()/len(val), aux=aux.detach(), **{k: v.detach() for k,v in more.items()}))
