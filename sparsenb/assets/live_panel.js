@@ -1,34 +1,5 @@
-// What the live panels share: text that stays text, numbers as people read them, a strip of tokens.
-const unseen = /[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]|\udb40[\udc00-\udc7f]/g
-const signs = { '\n': '↵', '\t': '⇥', '\r': '␍' }
-const sign = c => signs[c] ?? (c.codePointAt(0) < 256 ? '\\x' + c.charCodeAt(0).toString(16).padStart(2, '0') : '\\u' + c.codePointAt(0).toString(16).padStart(4, '0'))
-const visible = t => t.replace(unseen, sign)
+// What the live panels share beyond `parts.js`, which is set before this: fields and a strip of tokens.
 const about = t => visible(t.replace(/^ +| +$/g, '')) || '␣'.repeat(t.length) || '∅'
-const add = (parent, tag, cls, text) => {
-  const e = document.createElement(tag)
-  if (cls) e.className = cls
-  if (text !== undefined) e.textContent = text
-  return parent ? parent.appendChild(e) : e
-}
-const show = (v, digits = 4) => {
-  if (!Number.isFinite(v)) return Number.isNaN(v) ? '–' : v > 0 ? '∞' : '−∞'
-  const a = Math.abs(v)
-  const s = v && (a < 1e-4 || a >= 1e7) ? v.toExponential(2).replace('e+', 'e') : a >= 1000 ? Math.round(v).toLocaleString('en-US') : String(Number(v.toPrecision(digits)))
-  return s.replace('-', '−')
-}
-// Text with its unseen characters as faint signs; a line break may be followed by a real one
-const fill = (e, t) => {
-  let at = 0
-  e.replaceChildren()
-  for (const m of t.matchAll(unseen)) {
-    if (m.index > at) e.append(t.slice(at, m.index))
-    add(e, 'i', m[0] === '\n' ? 'w nl' : 'w', sign(m[0]))
-    at = m.index + m[0].length
-  }
-  if (at < t.length) e.append(t.slice(at))
-  if (t === '') add(e, 'i', 'w', '∅')
-  return e
-}
 const floats = view => { const b = new Uint8Array(view.buffer, view.byteOffset, view.byteLength).slice(); return new Float32Array(b.buffer, 0, b.byteLength >> 2) }
 // Keys typed into a field are the field's own
 const own = e => e.stopPropagation()

@@ -2,13 +2,6 @@
 const raw = v => v?.buffer ? new Uint8Array(v.buffer, v.byteOffset, v.byteLength) : new Uint8Array()
 const half = h => { const e = h >> 10 & 31, f = h & 1023; return (h >> 15 ? -1 : 1) * (e ? (1 + f / 1024) * 2 ** (e - 15) : f * 2 ** -24) }
 const halves = (b, at, n) => { const out = new Float32Array(n); for (let i = 0; i < n; i++) out[i] = half(b[at + 2 * i] | b[at + 2 * i + 1] << 8); return out }
-const namespace = new DOMParser().parseFromString('<svg></svg>', 'text/html').body.firstChild.namespaceURI // written out it would look like an address
-const mark = (parent, tag, attributes = {}, text) => {
-  const e = document.createElementNS(namespace, tag)
-  for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v)
-  if (text !== undefined) e.textContent = text
-  return parent ? parent.appendChild(e) : e
-}
 // Two or more buttons, of which one is pressed
 const either = (parent, label, names, act) => {
   const box = add(parent, 'span', 'snb-two')
@@ -119,9 +112,9 @@ function render({ model, el }) {
   })
 
   // right: positions, φ, channels
-  const profile = section(right, 'By position, in this head'), waves = mark(profile, 'svg', { viewBox: '0 0 240 186', role: 'img' })
-  const points = section(right, ''), plane = mark(points, 'svg', { viewBox: '0 0 240 150', role: 'img' }), point = add(points, 'div', 'snb-c snb-read')
-  const channels = section(right, 'Largest coordinates of the residual stream, and the median'), curve = mark(channels, 'svg', { viewBox: '0 0 240 96', role: 'img' }), tops = add(channels, 'table', 'snb-t')
+  const profile = section(right, 'By position, in this head'), waves = draw(profile, 'svg', { viewBox: '0 0 240 186', role: 'img' })
+  const points = section(right, ''), plane = draw(points, 'svg', { viewBox: '0 0 240 150', role: 'img' }), point = add(points, 'div', 'snb-c snb-read')
+  const channels = section(right, 'Largest coordinates of the residual stream, and the median'), curve = draw(channels, 'svg', { viewBox: '0 0 240 96', role: 'img' }), tops = add(channels, 'table', 'snb-t')
   const foot = add(root, 'div', 'snb-c')
 
   const cache = new Map()
@@ -334,7 +327,7 @@ function render({ model, el }) {
   }
 
   // ---- beside it
-  const note = (svg, x, y, s, more = {}) => mark(svg, 'text', { x, y, 'font-size': 9, ...more }, s)
+  const note = (svg, x, y, s, more = {}) => draw(svg, 'text', { x, y, 'font-size': 9, ...more }, s)
   const path = (xs, ys) => xs.map((x, i) => `${i ? 'L' : 'M'}${x.toFixed(1)},${ys[i].toFixed(1)}`).join('')
   const sides = () => {
     const t = shown, q = get('token'), n = t.T, x = j => 4 + j / Math.max(1, n - 1) * 230
@@ -342,11 +335,11 @@ function render({ model, el }) {
     const rows = [[t.received(get('exclude')), get('exclude') ? 'attention received, without sinks' : 'attention received'], [t.norms[0], 'norm of its key'], [t.norms[1], 'norm of its value']]
     rows.forEach(([v, label], k) => {
       const most = Math.max(...v) || 1, b = 56 + 58 * k, y = a => b - a / most * 34
-      mark(waves, 'line', { x1: 4, x2: 234, y1: b + .5, y2: b + .5, class: 'rule', stroke: '#ccc' })
+      draw(waves, 'line', { x1: 4, x2: 234, y1: b + .5, y2: b + .5, class: 'rule', stroke: '#ccc' })
       note(waves, 4, b - 43, label); note(waves, 234, b - 43, show(q >= 0 ? v[q] : most, 3) + (q >= 0 ? ' here' : ' at most'), { 'text-anchor': 'end' })
-      mark(waves, 'path', { d: path([...v.keys()].map(x), [...v].map(y)), fill: 'none', class: 's3', 'stroke-width': 1.2 })
-      for (const j of t.sinks) mark(mark(waves, 'circle', { cx: x(j), cy: y(v[j]), r: 2.6, class: 'f2' }), 'title', {}, `${word(j)} (${j}): ${show(v[j], 3)}`)
-      if (q >= 0) mark(waves, 'circle', { cx: x(q), cy: y(v[q]), r: 3, class: 'f0' })
+      draw(waves, 'path', { d: path([...v.keys()].map(x), [...v].map(y)), fill: 'none', class: 's3', 'stroke-width': 1.2 })
+      for (const j of t.sinks) draw(draw(waves, 'circle', { cx: x(j), cy: y(v[j]), r: 2.6, class: 'f2' }), 'title', {}, `${word(j)} (${j}): ${show(v[j], 3)}`)
+      if (q >= 0) draw(waves, 'circle', { cx: x(q), cy: y(v[q]), r: 3, class: 'f0' })
     })
     note(waves, 4, 184, '0'); note(waves, 234, 184, String(n - 1), { 'text-anchor': 'end' }); note(waves, 119, 184, 'position', { 'text-anchor': 'middle' })
     waves.setAttribute('aria-label', `attention received, norms of keys and values by position; largest ${rows.map(r => show(Math.max(...r[0]), 3)).join(', ')}`)
@@ -358,14 +351,14 @@ function render({ model, el }) {
     const x = v => 26 + v / px * 206, y = v => 124 - v / py * 108
     points.cap.textContent = `Sink value φ (${f.dims.length > 1 ? 'channels' : 'channel'} ${f.dims.slice(0, 3).join(', ')}${f.dims.length > 3 ? ' …' : ''}) and attention received`
     plane.replaceChildren()
-    mark(plane, 'line', { x1: 26, x2: 234, y1: 124.5, y2: 124.5, class: 'rule', stroke: '#ccc' }); mark(plane, 'line', { x1: 25.5, x2: 25.5, y1: 12, y2: 124, class: 'rule', stroke: '#ccc' })
+    draw(plane, 'line', { x1: 26, x2: 234, y1: 124.5, y2: 124.5, class: 'rule', stroke: '#ccc' }); draw(plane, 'line', { x1: 25.5, x2: 25.5, y1: 12, y2: 124, class: 'rule', stroke: '#ccc' })
     note(plane, 22, y(py / 1.06) + 3, show(py / 1.06, 2), { 'text-anchor': 'end' }); note(plane, 22, 127, '0', { 'text-anchor': 'end' })
     note(plane, x(px / 1.06), 136, show(px / 1.06, 3), { 'text-anchor': 'middle' }); note(plane, 26, 136, '0'); note(plane, 130, 146, 'φ at the input of this layer', { 'text-anchor': 'middle' })
-    if (f.passed) { mark(plane, 'line', { x1: x(f.tau), x2: x(f.tau), y1: 12, y2: 124, class: 's3', 'stroke-dasharray': '3 3' }); note(plane, x(f.tau) + 3, 18, `τ ${show(f.tau, 3)}`) }
+    if (f.passed) { draw(plane, 'line', { x1: x(f.tau), x2: x(f.tau), y1: 12, y2: 124, class: 's3', 'stroke-dasharray': '3 3' }); note(plane, x(f.tau) + 3, 18, `τ ${show(f.tau, 3)}`) }
     dots = [...phi].map((v, j) => [x(v), y(t.alpha[j])])
-    mark(plane, 'path', { d: dots.filter((_, j) => !t.on.has(j)).map(p => `M${p[0].toFixed(1)},${p[1].toFixed(1)}h0`).join(''), class: 's3', 'stroke-width': 4, 'stroke-linecap': 'round', 'stroke-opacity': .45, fill: 'none' })
-    for (const j of t.sinks) mark(plane, 'circle', { cx: dots[j][0], cy: dots[j][1], r: 3.2, class: 'f2' })
-    if (q >= 0) mark(plane, 'circle', { cx: dots[q][0], cy: dots[q][1], r: 4, fill: 'none', class: 's0', 'stroke-width': 1.6 })
+    draw(plane, 'path', { d: dots.filter((_, j) => !t.on.has(j)).map(p => `M${p[0].toFixed(1)},${p[1].toFixed(1)}h0`).join(''), class: 's3', 'stroke-width': 4, 'stroke-linecap': 'round', 'stroke-opacity': .45, fill: 'none' })
+    for (const j of t.sinks) draw(plane, 'circle', { cx: dots[j][0], cy: dots[j][1], r: 3.2, class: 'f2' })
+    if (q >= 0) draw(plane, 'circle', { cx: dots[q][0], cy: dots[q][1], r: 4, fill: 'none', class: 's0', 'stroke-width': 1.6 })
     plane.setAttribute('aria-label', `sink value against attention received, ${t.T} tokens, ${t.sinks.length} of them sinks`)
     point.textContent = f.passed ? '' : `No channel passes τ = ${show(f.tau, 3)}.`
     plane.near = j => `${word(j)} (${j}): φ ${show(phi[j], 3)}, receives ${show(t.alpha[j], 3)}`
@@ -382,8 +375,8 @@ function render({ model, el }) {
     const m = get('massive'), k = index(), all = m.flatMap(r => [r[2][0][0], r[1]]).map(Math.abs).filter(v => v > 0), lo = Math.log10(Math.min(...all)), hi = Math.log10(Math.max(...all))
     const x = i => 34 + i / Math.max(1, m.length - 1) * 196, y = v => 78 - (Math.log10(Math.max(Math.abs(v), 10 ** lo)) - lo) / (hi - lo || 1) * 64
     curve.replaceChildren()
-    mark(curve, 'rect', { x: x(k) - 5, y: 8, width: 10, height: 74, class: 'f0', opacity: .12 })
-    for (const [v, cls, w] of [[m.map(r => r[2][0][0]), 's0', 1.6], [m.map(r => (r[2][1] ?? r[2][0])[0]), 's0', .7], [m.map(r => (r[2][2] ?? r[2][0])[0]), 's0', .7], [m.map(r => r[1]), 's3', 1.4]]) mark(curve, 'path', { d: path([...v.keys()].map(x), v.map(y)), fill: 'none', class: cls, 'stroke-width': w })
+    draw(curve, 'rect', { x: x(k) - 5, y: 8, width: 10, height: 74, class: 'f0', opacity: .12 })
+    for (const [v, cls, w] of [[m.map(r => r[2][0][0]), 's0', 1.6], [m.map(r => (r[2][1] ?? r[2][0])[0]), 's0', .7], [m.map(r => (r[2][2] ?? r[2][0])[0]), 's0', .7], [m.map(r => r[1]), 's3', 1.4]]) draw(curve, 'path', { d: path([...v.keys()].map(x), v.map(y)), fill: 'none', class: cls, 'stroke-width': w })
     note(curve, 30, y(10 ** hi) + 3, show(10 ** hi, 2), { 'text-anchor': 'end' }); note(curve, 30, y(10 ** lo) + 3, show(10 ** lo, 2), { 'text-anchor': 'end' })
     note(curve, 34, 94, m[0][0].replace('.', ' ')); note(curve, 230, 94, m[m.length - 1][0].replace('.', ' '), { 'text-anchor': 'end' })
     curve.setAttribute('aria-label', `largest coordinates and median of ${m.length} hidden states, logarithmic, ${show(10 ** lo, 2)} to ${show(10 ** hi, 2)}`)

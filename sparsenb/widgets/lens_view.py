@@ -36,7 +36,7 @@ def packed(
 
 class _Page(anywidget.AnyWidget):
     "What kernel and page share"
-    _esm,_css = _asset('live_panel.js', 'lens_view.js'),_css()
+    _esm,_css = _asset('parts.js', 'live_panel.js', 'lens_view.js'),_css()
     colours = traitlets.List(list(_colours)).tag(sync=True)
     kinds = traitlets.List().tag(sync=True)              # lenses to choose from
     kind = traitlets.Unicode('').tag(sync=True)          # the lens
@@ -136,7 +136,7 @@ def _plain(r):
     return f'<div class="snb-lens-o"><table class="snb-lens-t"><thead><tr><th scope="col">layer</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 def _script():
-    return "<script>(() => {\n"+re.sub(r'^export default .*$', '', _asset('live_panel.js', 'lens_view.js'), flags=re.M)+"\nstill(document.currentScript.previousElementSibling)\n})()</script>"
+    return "<script>(() => {\n"+re.sub(r'^export default .*$', '', _asset('parts.js', 'live_panel.js', 'lens_view.js'), flags=re.M)+"\nstill(document.currentScript.previousElementSibling)\n})()</script>"
 
 class StaticLens(Html):
     "The view on a page: from disk, without a kernel or a network"

@@ -19,7 +19,7 @@ _modes,_shares = ('One text', 'Each line a prompt'),('all lines', 'most lines')
 
 class _Page(Panel, anywidget.AnyWidget):
     "What kernel and page share"
-    _esm = asset('live_panel.js', 'live_prompt.js')
+    _esm = asset('parts.js', 'live_panel.js', 'live_prompt.js')
     _css = rules('live_prompt.css', sections=('base', 'tokens'))
     modes = traitlets.List(list(_modes)).tag(sync=True)
     shares = traitlets.List(list(_shares)).tag(sync=True)

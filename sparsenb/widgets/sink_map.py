@@ -67,7 +67,7 @@ def asking(
     return T-1 if end and end<T else -1
 
 # %% ../../nbs/widgets/sink_map.ipynb #0a98e1bd
-_script,_sheet = ('live_panel.js', 'sink_map.js'),dict(sections=('base', 'table', 'svg', 'tokens'))
+_script,_sheet = ('parts.js', 'live_panel.js', 'sink_map.js'),dict(sections=('base', 'table', 'svg', 'tokens'))
 _scores = ('first', 'best')
 
 class _Page(Panel, anywidget.AnyWidget):

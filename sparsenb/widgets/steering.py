@@ -20,7 +20,7 @@ _kinds = ('clamp', 'add', 'scale', 'ablate')
 
 class _Page(Panel, anywidget.AnyWidget):
     "What kernel and page share"
-    _esm = asset('live_panel.js', 'steering.js')
+    _esm = asset('parts.js', 'live_panel.js', 'steering.js')
     _css = rules('live_prompt.css', 'steering.css', sections=('base', 'table', 'svg', 'tokens'))
     kinds = traitlets.List(list(_kinds)).tag(sync=True)
     prompt = traitlets.Unicode('').tag(sync=True)
