@@ -1,5 +1,5 @@
 """Everything for a notebook: `from sparsenb.all import *`."""
-from sparsenb.core import dictionaries, probes, analyses, testbeds, evaluations, formats, widgets, settings
+from sparsenb.core import dictionaries, probes, analyses, testbeds, evaluations, explainers, formats, widgets, settings
 from sparsenb.corpus import load_corpus
 from sparsenb.models import load_model, Model
 from sparsenb.hooks import capture, replaced, edited, ablate, add, patch
@@ -19,6 +19,10 @@ from sparsenb.many import fit_many
 from sparsenb.stream import LiveStream
 from sparsenb.index import Directions, FeatureIndex
 from sparsenb.notes import Notes
+from sparsenb.rules import Rule
+from sparsenb.judging import scored, mask_iou
+from sparsenb.explanations import Record, Explanations
+from sparsenb.functions import find
 from sparsenb.prompts import prompt_features, shared_features
 from sparsenb.steering import Steering, Change
 from sparsenb.sinks import sinks, Sinks

@@ -4,17 +4,60 @@
 
 # %% ../nbs/57_cards.ipynb #8aa899b2
 from __future__ import annotations
-import re
+import json, re, warnings
+from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from .core import view, widgets
 from .metrics import wilson
 from .reading import FeatureIndex
+from .scores import Score
 
 # %% auto #0
-__all__ = ['sink_label']
+__all__ = ['sink_label', 'chance', 'Explanation']
 
 # %% ../nbs/57_cards.ipynb #ef71dec9
+class Explanation(NamedTuple):
+    "What a feature is said to be about, by whom, and how well that predicts it"
+    text:str
+    by:str         # the explainer
+    scores:dict    # name -> Score, on text that the explanation was not made from
+    rule:dict=None # what rebuilds an explanation that can be run
+    made:str=''    # fingerprint of explainer and settings
+
+def _explanation(line):
+    "A line as (feature, Explanation); raises one of several errors for what is none"
+    o,number = json.loads(line),lambda v: float('nan') if v is None else float(v)
+    if type(o['feature']) is not int or not isinstance(o['text'], str) or not isinstance(o['scores'], dict): raise ValueError('no explanation')
+    scores = {str(k): Score(*map(number, s[:3]), int(s[3]), int(s[4]), str(s[5]), str(s[6])) for k,s in o['scores'].items()}
+    return o['feature'], Explanation(o['text'], str(o['by']), scores, o.get('rule'), str(o.get('made', '')))
+
+@patch
+def _explained(self:FeatureIndex):
+    "All (feature, Explanation) of the file in the order written; read again when it has changed"
+    f = self.path/'explanations.jsonl'
+    try: stamp = (f.stat().st_mtime_ns, f.stat().st_size)
+    except OSError: return []
+    if getattr(self, '_explained_at', None)!=stamp:
+        out,bad = [],[]
+        for n,line in enumerate(f.read_bytes().split(b'\n'), 1):
+            try: out += [_explanation(line)] if line.strip() else []
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError): bad.append(n)
+        if bad: warnings.warn(f"{f}: {len(bad)} damaged line{'s'*(len(bad)>1)} skipped, the first is line {bad[0]}", stacklevel=3)
+        self._explained_at,self._explained_in = stamp,out
+    return self._explained_in
+
+@patch(as_prop=True)
+def explanations(self:FeatureIndex)->dict: # feature -> Explanation
+    "What is said of the features"
+    return dict(self._explained())
+
+@patch
+def explanation(self:FeatureIndex, i:int)->Explanation|None: # None if nothing is
+    "What is said of a feature"
+    return self.explanations.get(self._feature(i))
+
+# %% ../nbs/57_cards.ipynb #0183ea6c
 @patch
 def _matching(self:FeatureIndex, text):
     "Which tokens a text means, bool [n_vocab]"
@@ -65,11 +108,11 @@ def _ragged(start, n): return np.repeat(start-(np.cumsum(n)-n), n)+np.arange(n.s
 
 @patch
 def search(self:FeatureIndex,
-    text:str='',        # '12' or '#12' for a feature, a name, (part of) a token, or words that follow each other; '' for all
+    text:str='',        # '12' or '#12' for a feature, a name, (part of) a token or of an explanation, or words that follow each other; '' for all
     n:int=50,           # at most so many
     density:tuple=None, # (low, high): shares of tokens on which it is active
 )->list:                # features, best first; empty if nothing matches
-    "Features by number, by name, by the token they are about or raise, by the text of their strongest examples; raises ValueError for a range that is none"
+    "Features by number, by name, by the token they are about or raise, by their explanation, by the text of their strongest examples; raises ValueError for a range that is none"
     ok = np.ones(self.d_sae, bool)
     if density is not None:
         lo,hi = density
@@ -81,6 +124,8 @@ def search(self:FeatureIndex,
         if '#' in text: return []
     score = self._by_token(text)
     if self.info['labels']: score += [2.*(text.strip().lower() in l.lower()) for l in self.info['labels']]
+    for i,e in self.explanations.items():
+        if i<self.d_sae: score[i] += text.strip().lower() in e.text.lower()
     if not score.any() and len(text.strip())>1: score = self._by_text(text.strip())
     best = np.lexsort((-self.max_act, -score*ok))
     return best[(score*ok)[best]>0][:n].tolist()
@@ -139,7 +184,15 @@ def _stats(self:FeatureIndex, i):
         out += [('largest activation', float(self.max_act[i]), None, None, f'of {self.n_active[i]:,} active tokens'), ('mean when active', float(self.mean_act[i]), None, None, '')]
     if self._of_sinks(i): out.append((sink_label, f'sink feature: {self.sink_share[i]:.0%}'.replace('%', ' %'), None, None, f"{self.sink_mass[i]:.0%} of their sum; {self.info['sinks']['rows']/self.n_tokens:.2%} of all tokens are sinks".replace('%', ' %')))
     j,c = self.neighbours(i)
-    return (*out, ('nearest decoder cosine', float(c[0]), None, None, f'feature {j[0]}')) if len(j) else tuple(out)
+    if len(j): out.append(('nearest decoder cosine', float(c[0]), None, None, f'feature {j[0]}'))
+    said = self.explanation(i)
+    return (*out, *(_score_stat(k, s) for k,s in said.scores.items() if '.' not in k)) if said else tuple(out)
+
+chance = dict(detection=.5, fuzzing=.5, intruder=.2, embedding=.5) # what who knows nothing gets
+def _score_stat(name, s):
+    "The score of an explanation as a statistic"
+    lo,hi = (None, None) if s.lo!=s.lo else (s.lo, s.hi)
+    return name, s.value, lo, hi, (f'chance {chance[name]:g}, ' if name in chance else 'correlation, ' if name=='simulation' else '')+f'n = {s.n:,}'
 
 # %% ../nbs/57_cards.ipynb #63b5b10a
 @patch
@@ -170,8 +223,10 @@ def card(self:FeatureIndex, i:int):
     edges,counts = self.histogram(i)
     if not self.alive[i]: edges = np.linspace(0, 1, len(edges))
     u,uv,d,dv = self.logits(i)
+    said = self.explanation(i)
+    note = ' '.join(filter(None, [self.note(i), f'Explained by {said.by}: {said.text}' if said else '']))
     rows = [(int(j), self.title(j), float(v), by) for way,by in dict(decoder='decoder cosine', co_activation='fire together').items() for j,v in list(zip(*self.similar(i, way)))[:5]]
-    return view('Card', feature=i, title=self.title(i), stats=self._stats(i), note=self.note(i),
+    return view('Card', feature=i, title=self.title(i), stats=self._stats(i), note=note,
         histogram=view('Histogram', title='Activation, when active', edges=edges, counts=counts, x_label='activation', caption=f'n = {self.n_active[i]:,} active tokens'),
         up=self._effects('Raises these next tokens', u, uv), down=self._effects('Lowers these', d, dv),
         examples=tuple(self._example_views(i)),

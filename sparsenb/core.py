@@ -10,10 +10,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['dictionaries', 'probes', 'analyses', 'testbeds', 'formats', 'widgets', 'evaluations', 'families', 'nearest',
-           'unknown', 'UnknownName', 'Registry', 'view', 'parse_bytes', 'show_bytes', 'Settings', 'find_settings',
-           'settings', 'seed_of', 'within_memory', 'crc32', 'fsync', 'writable', 'atomic_file', 'write_text',
-           'write_json', 'read_json', 'atomic_folder', 'sweep', 'progress']
+__all__ = ['dictionaries', 'probes', 'analyses', 'testbeds', 'formats', 'widgets', 'evaluations', 'explainers', 'families',
+           'nearest', 'unknown', 'UnknownName', 'Registry', 'view', 'parse_bytes', 'show_bytes', 'Settings',
+           'find_settings', 'settings', 'seed_of', 'within_memory', 'crc32', 'fsync', 'writable', 'atomic_file',
+           'write_text', 'write_json', 'read_json', 'atomic_folder', 'sweep', 'progress']
 
 # %% ../nbs/00_core.ipynb #5c0a02c0
 def nearest(
@@ -101,7 +101,8 @@ testbeds     = Registry('testbeds', 'testbed')
 formats      = Registry('formats', 'format')
 widgets      = Registry('widgets', 'widget')
 evaluations  = Registry('evaluations', 'evaluation')
-families     = {r.family: r for r in (dictionaries, probes, analyses, testbeds, evaluations, formats, widgets)}
+explainers   = Registry('explainers', 'explainer')
+families     = {r.family: r for r in (dictionaries, probes, analyses, testbeds, evaluations, explainers, formats, widgets)}
 
 # %% ../nbs/00_core.ipynb #4c2672b8
 def view(

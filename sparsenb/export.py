@@ -82,11 +82,12 @@ def _stats(card, y):
     return ''.join(out), x
 
 def _card(c, width, most):
-    "The SVG of a card; its width may grow with its statistics"
+    "The SVG of a card; its width may grow with its statistics and its note"
     stats,right = _stats(c, 40)
-    width = max(width, math.ceil(right))
+    said = _short(c.note, 300)
+    width = max(width, math.ceil(right), math.ceil(5.6*len(said)))
     col,out = (width-40)/3, [_txt(0, 14, f'{c.feature}  {_short(visible(c.title), 60)}', 'start', fill=_black, size=16), stats]
-    if c.note: out.append(_txt(0, 72, c.note, 'start'))
+    if c.note: out.append(_txt(0, 72, said, 'start'))
     top = 92 if c.note else 78
     if c.histogram is not None and c.histogram.counts.any(): out.append(_txt(0, top, c.histogram.title, 'start')+_inside(c.histogram.svg(round(col), 104), 0, top+6))
     ends = [top+112]
@@ -225,6 +226,13 @@ def _activations(index, i):
         lo,hi,share = (-1, float(index.max_act[i]), -1) if e.group==-1 else (*index.bounds(i, e.group), 1/q)
         yield dict(bin_min=round(lo, 5), bin_max=round(hi, 5), bin_contains=share, tokens=list(map(_clean, e.tokens)), values=_floats(e.values), qualifying_token_index=int(e.peak))
 
+_theirs = dict(detection='eleuther_recall', fuzzing='eleuther_fuzz', embedding='eleuther_embedding') # their names of kinds of scores; others keep ours
+def _said(index, i):
+    "A feature's explanation and its scores, where there is one"
+    if not (e := index.explanation(i) if hasattr(index, 'explanation') else None): return {}
+    scores = [dict(value=round(s.value, 5), explanationScoreTypeName=_theirs.get(k, k)) for k,s in e.scores.items() if '.' not in k and math.isfinite(s.value)]
+    return dict(explanations=[dict(description=_clean(e.text), explanationModelName=_clean(e.by), typeName='sparsenb', scores=scores)])
+
 def neuronpedia_feature(
     index,           # FeatureIndex
     i:int,           # the feature
@@ -241,7 +249,7 @@ def neuronpedia_feature(
         neg_str=list(map(_clean, down)), neg_values=_floats(dv), pos_str=list(map(_clean, up)), pos_values=_floats(uv), frac_nonzero=float(index.density[i]),
         freq_hist_data_bar_values=at, freq_hist_data_bar_heights=n, logits_hist_data_bar_heights=ln, logits_hist_data_bar_values=lat,
         n_prompts_total=said.get('n_prompts_total', 0), n_tokens_in_prompt=said.get('n_tokens_in_prompt', 0), dataset=said.get('dataset', ''), decoder_weights_dist=[],
-        activations=list(_activations(index, i)), vector=[] if dictionary is None else _floats(dictionary.W_dec[i].detach().float().cpu(), 7))
+        activations=list(_activations(index, i)), **_said(index, i), vector=[] if dictionary is None else _floats(dictionary.W_dec[i].detach().float().cpu(), 7))
 
 def export_neuronpedia(
     index,                   # FeatureIndex

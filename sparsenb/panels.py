@@ -11,7 +11,7 @@ import traitlets
 from .views import Html, escaped, style, visible
 
 # %% auto #0
-__all__ = ['asset', 'rules', 'whole', 'about', 'noted', 'Stilled', 'Panel', 'known']
+__all__ = ['asset', 'rules', 'whole', 'about', 'said_of', 'noted', 'Stilled', 'Panel', 'known']
 
 # %% ../nbs/81_panels.ipynb #ed0f68e1
 @cache
@@ -41,6 +41,18 @@ def about(
 )->str:
     "A title in a narrow row"
     return visible(title.strip(' ')) or '␣'*len(title) or '∅'
+
+def said_of(
+    index,  # anything with cards; with `explanation(i)` where features are explained
+    i:int,  # feature
+    card,   # its card
+)->tuple:   # {text, by, n: how many of the last statistics are its scores} or None, and the card's note without it
+    "What an explainer said of a feature, and the note beside it"
+    e = index.explanation(i) if hasattr(index, 'explanation') else None
+    if e is None: return None, whole(card.note)
+    names = [s[0] for s in card.stats]
+    n = next((k for k,name in enumerate(reversed(names)) if name not in getattr(e, 'scores', ())), len(names))
+    return dict(text=whole(e.text), by=whole(e.by), n=n), whole(index.note(i) if hasattr(index, 'note') else '')
 
 def noted(
     words:str, # a sentence

@@ -7,7 +7,7 @@ from __future__ import annotations
 import base64, json, re
 import numpy as np
 from .core import UnknownName, show_bytes, unknown
-from .panels import asset
+from .panels import asset, said_of
 from .planes import plane
 from .views import Html, escaped, headed, neighbour_groups, style
 
@@ -78,7 +78,9 @@ def _bins(edges, counts): return dict(ends=[float(edges[0]), float(edges[-1])], 
 def _feature(index, i, shown, texts, notes, gone):
     "All that a page knows of one feature"
     c = index.card(i)
-    out = dict(id=c.feature, title=c.title, note=c.note, stats=[[s[0], *map(_plain, s[1:4]), s[4]] for s in c.stats], density=float(index.density[i]), max=float(index.max_act[i]), vmax=0.)
+    said,note = said_of(index, i, c)
+    out = dict(id=c.feature, title=c.title, note=note if said else c.note, stats=[[s[0], *map(_plain, s[1:4]), s[4]] for s in c.stats], density=float(index.density[i]), max=float(index.max_act[i]), vmax=0.)
+    if said: out['explained'] = said
     if notes is not None: out |= {k: v for k,v in dict(label=notes.label(i), said=notes.note(i), mark=int(i in notes.bookmarks())).items() if v}
     if 'histogram' in shown and c.histogram is not None: out['histogram'] = _bins(c.histogram.edges, c.histogram.counts)
     if 'effects' in shown:

@@ -35,7 +35,7 @@ function render({ model, el }) {
     const late = setTimeout(() => { asked.delete(kind); bad(new Error('the kernel does not answer; numbers come from it')) }, 20000)
     asked.set(kind, text => { clearTimeout(late); asked.delete(kind); good(text) }); model.send({ numbers: kind })
   }) })
-  const note = add(root, 'div', 'snb-c'), stats = add(root, 'div', 'snb-s')
+  const why = add(root, 'div', 'snb-why'), note = add(root, 'div', 'snb-c'), stats = add(root, 'div', 'snb-s')
   const charts = add(root, 'div', 'snb-charts')
   const [hist, up, down, effects] = Array.from({ length: 4 }, () => add(charts, 'div'))
   const pick = add(root, 'div', 'snb-pick')
@@ -53,7 +53,9 @@ function render({ model, el }) {
   const facts = () => {
     number.data = String(head.feature); name.textContent = ' ' + visible(model.get('label') || head.title)
     note.textContent = visible(head.note ?? ''); note.hidden = !note.textContent
-    stats.replaceChildren(...(head.stats ?? []).map(([value, interval, text]) => {
+    const told = head.stats ?? [], cut = told.length - (head.said?.n ?? 0)
+    explained(why, head.said, told.slice(cut))
+    stats.replaceChildren(...told.slice(0, cut).map(([value, interval, text]) => {
       const d = add(null, 'div'), b = add(d, 'b', '', value)
       if (interval) { b.append(' '); add(b, 'small', '', interval) }
       d.append(visible(text))
@@ -268,7 +270,7 @@ function render({ model, el }) {
     }
     for (const e of rows) { const k = now === groups[2] ? '' : String(e.group); if (!by.has(k)) by.set(k, []); by.get(k).push(cut(e)) }
     const title = k => k === '' ? grid.querySelector('.snb-q')?.textContent ?? '' : head.groups[k] ?? ''
-    return { ...head, title: model.get('label') || head.title, groups: [...by].map(([k, rows]) => ({ title: title(k), rows })) }
+    return { ...head, title: model.get('label') || head.title, note: [head.note, head.said && `Explained by ${head.said.by}: ${head.said.text}`].filter(Boolean).join(' '), groups: [...by].map(([k, rows]) => ({ title: title(k), rows })) }
   }
 
   const all_new = () => {

@@ -5,7 +5,7 @@ function render({ model, el }) {
   const root = add(el, 'div', 'snb snb-list')
   const title = add(root, 'div', 'snb-h')
   const find = add(root, 'input')
-  find.type = 'search'; find.placeholder = 'id, token, text or label'; find.setAttribute('aria-label', 'search features by id, token, text or label')
+  find.type = 'search'; find.placeholder = 'id, token, text, label'; find.setAttribute('aria-label', 'search features by id, token, text, label or explanation')
   const chips = add(root, 'div', 'snb-chips')
   const select = (label, names, key) => {
     const s = add(chips, 'select')

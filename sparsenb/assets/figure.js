@@ -53,8 +53,9 @@ const card_figure = (c, width = 860, most = 24) => {
     words(g, right, 40, big, { size: 14, fill: paper.ink }); words(g, right, 54, text)
     right += Math.max(8.2 * big.length, 5.6 * text.length) + 22
   }
-  width = Math.max(width, Math.ceil(right))
-  if (c.note) words(g, 0, 72, c.note)
+  const said = short(written(c.note ?? ''), 300)
+  width = Math.max(width, Math.ceil(right), Math.ceil(5.6 * said.length))
+  if (c.note) words(g, 0, 72, said)
   const top = c.note ? 92 : 78, col = Math.floor((width - 40) / 3), ends = [top + 112]
   if (c.histogram) { words(g, 0, top, 'Activation, when active'); figure_bars(g, c.histogram, 0, top + 6, col) }
   ;[[c.up, 'Raises these next tokens'], [c.down, 'Lowers these']].forEach(([rows, title], k) => { if (rows) ends.push(figure_tokens(g, rows.slice(0, 6), (k + 1) * (col + 20), top, col - 10, title)) })

@@ -59,6 +59,15 @@ const fill = (span, t, spaces = false) => {
   return span
 }
 
+// What an explainer said of a feature, which, and its scores as [value, interval, text]; nothing where nobody did
+const explained = (box, said, scores = []) => {
+  box.replaceChildren(); box.hidden = !said
+  if (!said) return
+  add(box, 'span', '', visible(said.text)); add(box, 'small', '', `explained by ${visible(said.by)}`)
+  const line = add(box, 'div')
+  for (const [value, interval, text] of scores) { const s = add(line, 'small'); add(s, 'b', '', value); s.append(` ${interval} ${visible(text)}`) }
+}
+
 const kinds = { u1: Uint8Array, i1: Int8Array, b1: Uint8Array, u2: Uint16Array, i2: Int16Array, u4: Uint32Array, i4: Int32Array, f4: Float32Array, f8: Float64Array, i8: BigInt64Array, u8: BigUint64Array }
 const bytes = v => v?.buffer ? v.buffer.slice(v.byteOffset, v.byteOffset + v.byteLength) : new ArrayBuffer(0)
 const put = (model, values) => { for (const [k, v] of Object.entries(values)) model.set(k, v); model.save_changes() }

@@ -180,7 +180,7 @@ const start = root => {
 
   add(left, 'div', 'snb-h', visible(data.title))
   const find = add(left, 'input')
-  find.type = 'search'; find.placeholder = 'number, token or text'; find.setAttribute('aria-label', 'search features by number, token or text')
+  find.type = 'search'; find.placeholder = 'number, token or text'; find.setAttribute('aria-label', 'search features by number, token, text, label or explanation')
   const order = add(left, 'select')
   order.setAttribute('aria-label', 'order of the list')
   for (const o of ['as chosen', 'by number', 'most often active', 'least often active', 'strongest', ...(data.noted ? ['bookmarked first'] : [])]) add(order, 'option', '', o).value = o
@@ -194,7 +194,7 @@ const start = root => {
   let now = null, shown = data.features, group = 'Top', look = 'Stacked', ends = null, groups = [], mark = () => {}
   const words = new Map()
   const said = f => {  // what a search looks through
-    if (!words.has(f.id)) words.set(f.id, `${f.id} ${f.title} ${f.label ?? ''} ${f.said ?? ''} ${(f.up ?? []).map(([t]) => texts[t]).join(' ')}\n${examples(f, texts)[0]?.rows.map(r => r.tokens.join('')).join('\n') ?? ''}`.toLowerCase())
+    if (!words.has(f.id)) words.set(f.id, `${f.id} ${f.title} ${f.label ?? ''} ${f.said ?? ''} ${f.explained?.text ?? ''} ${(f.up ?? []).map(([t]) => texts[t]).join(' ')}\n${examples(f, texts)[0]?.rows.map(r => r.tokens.join('')).join('\n') ?? ''}`.toLowerCase())
     return words.get(f.id)
   }
   const fillList = () => {
@@ -253,7 +253,7 @@ const start = root => {
   }
   model.on('change:selected', effect)
   render({ model, el: place })
-  const figured = () => ({ feature: now.id, title: now.label || now.title, note: now.note, vmax: now.vmax, up: now.up?.map(([t, v]) => [texts[t], v]), down: now.down?.map(([t, v]) => [texts[t], v]),
+  const figured = () => ({ feature: now.id, title: now.label || now.title, note: [now.note, now.explained && `Explained by ${now.explained.by}: ${now.explained.text}`].filter(Boolean).join(' '), vmax: now.vmax, up: now.up?.map(([t, v]) => [texts[t], v]), down: now.down?.map(([t, v]) => [texts[t], v]),
     stats: now.stats.map(([label, v, a, b, note]) => [(typeof v === 'number' ? show(v, 3) : v ?? '–') + (label.startsWith('% ') ? ' %' : ''), a === null ? '' : `[${show(a, 3)}, ${show(b, 3)}]`, label.replace(/^% /, '') + (note ? ', ' + note : '')]),
     histogram: now.histogram?.counts.some(c => c) ? { lo: now.histogram.ends[0], hi: now.histogram.ends[1], counts: now.histogram.counts } : null, groups: rows().filter(g => g.rows.length),
     near: (now.near ?? []).map(([title, near]) => `${title}: ` + near.map(([j, , v]) => `${j} (${show(v, 2)})`).join(', ')) })
@@ -293,13 +293,16 @@ const start = root => {
     groups = examples(f, texts)
     head.dataset.card = f.id; head.replaceChildren(String(f.id)); add(head, 'span', '', (f.mark ? '★ ' : '') + (f.label ? visible(f.label) : about(f.title)))
     body.replaceChildren(); near.replaceChildren(); mark = () => {}
+    const told = ([label, v, a, b, note]) => [(typeof v === 'number' ? show(v, 3) : visible(v ?? '–')) + (label.startsWith('% ') ? ' %' : ''), a === null ? '' : `[${show(a, 3)}, ${show(b, 3)}]`, label.replace(/^% /, '') + (note ? ', ' + note : '')]
+    const cut = f.stats.length - (f.explained?.n ?? 0)
+    explained(add(body, 'div', 'snb-why'), f.explained, f.stats.slice(cut).map(told))
     if (f.note) add(body, 'div', 'snb-c', visible(f.note))
     if (f.said) add(body, 'div', 'snb-said', visible(f.said))
     const stats = add(body, 'div', 'snb-s')
-    for (const [label, v, a, b, note] of f.stats) {
-      const d = add(stats, 'div'), big = add(d, 'b', '', (typeof v === 'number' ? show(v, 3) : visible(v ?? '–')) + (label.startsWith('% ') ? ' %' : ''))
-      if (a !== null) add(big, 'small', '', ` [${show(a, 3)}, ${show(b, 3)}]`)
-      d.append(visible(label.replace(/^% /, '') + (note ? ', ' + note : '')))
+    for (const [value, interval, text] of f.stats.slice(0, cut).map(told)) {
+      const d = add(stats, 'div'), big = add(d, 'b', '', value)
+      if (interval) add(big, 'small', '', ' ' + interval)
+      d.append(visible(text))
     }
     const charts = add(body, 'div', 'snb-g')
     if (f.histogram) {

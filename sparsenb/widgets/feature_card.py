@@ -8,7 +8,7 @@ import anywidget, traitlets
 import numpy as np
 from ..core import widgets
 from ..export import numbers_text
-from ..panels import Stilled, asset, rules, whole
+from ..panels import Stilled, asset, rules, said_of, whole
 from ..views import Card, headed, neighbour_groups, show_number
 
 # %% auto #0
@@ -51,16 +51,17 @@ def described(
     "Everything a card shows"
     c = index.card(i) if card is None else card
     head,data = index.raw(i) if hasattr(index, 'raw') else columns_of(c)
+    said,note = said_of(index, i, c)
     h,has = c.histogram,getattr(index, 'has', lambda panel: False)
     counted = h is not None and h.counts.any()
     logits = index.logit_histogram(i) if has('logit_histogram') else None
     rows = lambda t: None if t is None else [[whole(r[0]), float(r[1])] for r in t.rows[:6]]
-    return dict(feature=int(i), columns=head['columns'], texts=[whole(t) for t in head['texts']], docs=[whole(d) for d in head['docs']], title=whole(c.title), note=whole(c.note),
+    return dict(feature=int(i), columns=head['columns'], texts=[whole(t) for t in head['texts']], docs=[whole(d) for d in head['docs']], title=whole(c.title), note=note, said=said,
         stats=[_stat(*s) for s in c.stats], vmax=float(c.vmax), n=int(index.n_active[i]) if hasattr(index, 'n_active') else 0,
         histogram=dict(lo=float(h.edges[0]), hi=float(h.edges[-1]), counts=[int(n) for n in h.counts]) if counted else None,
         logits=dict(lo=float(logits[0][0]), hi=float(logits[0][-1]), counts=[int(n) for n in logits[1]]) if logits and len(logits[1]) else None,
         up=rows(c.up), down=rows(c.down), no_logits=f"Unknown: {getattr(index, 'why', lambda panel: '')('logits') or 'the index was built without a model'}.",
-        effects=has('effects'), near=[f"{t.title}: "+', '.join(f'{r[0]} ({show_number(float(r[-1]), 2)})' for r in t.rows) for t in neighbour_groups(c)], groups=_headings(c, head, data), empty=whole(c.note or 'No examples: the feature was never active on the indexed tokens.')), data
+        effects=has('effects'), near=[f"{t.title}: "+', '.join(f'{r[0]} ({show_number(float(r[-1]), 2)})' for r in t.rows) for t in neighbour_groups(c)], groups=_headings(c, head, data), empty=whole(note or 'No examples: the feature was never active on the indexed tokens.')), data
 
 def _headings(card, head, data):
     "The line above each group of examples, by the group's number"

@@ -100,9 +100,10 @@ def test_a_long_list_is_scrolled_without_holding_it(browse):
 
 
 def test_the_card(browse):
-    nb = browse("b = widgets['feature_browser'](index, feature=31)\nb")
+    nb = browse("from types import SimpleNamespace as NS\nindex.explanation = lambda i: NS(text='inside a <b>docstring</b>', by='rules') if i==31 else None\nb = widgets['feature_browser'](index, feature=31)\nb")
     x = ToyIndex(); top = float(x.max_act[31])
     text = nb.inner_text(FC)
+    assert 'inside a <b>docstring</b>' in nb.inner_text(f'{FC} .snb-why') and 'explained by rules' in text
     for t in ('tokens active, n = 1,000,000', 'largest activation', 'Raises these next tokens', 'Lowers these', 'Effects on all'): assert t in text
     side = nb.inner_text('.snb-right')
     for t in ('Map of decoder directions', 'Nearest by decoder', 'Nearest by encoder', 'Fires together', 'Correlates, held out', 'Leans on'): assert t in side
@@ -144,6 +145,7 @@ def test_the_card(browse):
     nb.click(f'.snb-right section[aria-label^=Correlates] [data-id="{j}"]')
     nb.wait_for_function(f"document.querySelector('{FC}').dataset.feature==='{j}'")
     says(nb, 'b.feature', str(j))
+    assert not nb.is_visible(f'{FC} .snb-why')                         # nobody explained that one
     nb.python('b.feature = 13')                                        # a dead one says what it is
     nb.wait_for_function("/^Dead: not active/.test(document.querySelector('.snb-grid').textContent)")
     clean(nb)
