@@ -1,6 +1,7 @@
 """Everything for a notebook: `from sparsenb.all import *`."""
 from sparsenb.core import dictionaries, probes, analyses, testbeds, evaluations, explainers, formats, widgets, settings
 from sparsenb.corpus import load_corpus
+from sparsenb.tables import load_table, digit_images
 from sparsenb.models import load_model, Model
 from sparsenb.hooks import capture, replaced, edited, ablate, add, patch
 from sparsenb.attention import attention_edits, mask_keys, redistribute, null_logit, key_bias, fix_coordinates
