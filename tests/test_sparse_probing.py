@@ -5,7 +5,8 @@ import numpy as np, pytest, torch
 from scipy.sparse import csr_matrix
 from sparsenb.core import UnknownName, dictionaries, evaluations
 from sparsenb.corpus import load_corpus
-from sparsenb.evaluations.sparse_probing import _features, balanced, best_columns, rates, said, tables, task_rows
+from sparsenb.evaluations.sparse_probing import balanced, best_columns, rates, said, tables, task_rows
+from sparsenb.tasks import features
 from sparsenb.labels import Labels, label_tokens
 from sparsenb.models import load_model
 from sparsenb.scores import Case
@@ -58,7 +59,7 @@ def test_a_planted_feature_is_found_alone(planted, model):
     assert p['probe_raw_k1'].value<p['probe_raw_k5'].value<1 and p['probe_k1'].n>200
     with torch.no_grad():
         x = next(store.rows(100_000)).x
-        assert best_columns(_features(d, x), l['docstring'], 1).tolist()==[13]
+        assert best_columns(features(d, x), l['docstring'], 1).tolist()==[13]
 
 def test_without_it_all_is_chance(planted, model):
     d,_,blank,whole,_ = planted
@@ -118,7 +119,7 @@ def test_features_are_the_dictionary_s_own(name):
     d = dictionaries[name](12, 40).eval()
     x = torch.randn(50, 12)
     with torch.no_grad(): want = d.encode(x).numpy()
-    np.testing.assert_allclose(_features(d, x, 16).toarray(), want, atol=1e-6)
+    np.testing.assert_allclose(features(d, x, 16).toarray(), want, atol=1e-6)
 
 def test_rates_against_tables_written_out():
     rng = np.random.default_rng(2)

@@ -10,6 +10,7 @@ from ..core import probes
 from ..labels import label_tokens, task_label
 from ..probing import confusion_rates, holdout
 from ..scores import Case, Part, Score, _tails, evaluation
+from ..tasks import features
 
 # %% auto #0
 __all__ = ['Task', 'balanced', 'task_rows', 'best_columns', 'said', 'tables', 'rates', 'sparse_probing']
@@ -58,18 +59,6 @@ def _until(store, n):
     for r in store.rows():
         if r.start>=n: return
         yield r
-
-def _features(dictionary, x, batch_size=2048):
-    "Codes of rows, [n, d_sae], as a sparse matrix"
-    from scipy.sparse import csr_matrix
-    p = next(iter(dictionary.parameters()), x) if hasattr(dictionary, 'parameters') else x
-    with torch.no_grad(): got = [dictionary.codes(b.to(p.device)) for b in x.split(batch_size)]
-    val,idx,row = [],[],[]
-    for i,c in enumerate(got):
-        on = c.val!=0
-        val.append(c.val[on].float().cpu()); idx.append(c.idx[on].cpu()); row.append((on.nonzero()[:,0]+i*batch_size).cpu())
-    val,idx,row = (torch.cat(t).numpy() for t in (val, idx, row))
-    return csr_matrix((val, (row, idx)), shape=(len(x), dictionary.d_sae)) # a feature named twice in a row adds up
 
 # %% ../../nbs/evaluations/sparse_probing.ipynb #e2b90042
 def best_columns(
@@ -149,7 +138,7 @@ def _check(case, tasks, ks):
     if not len(ks) or any(isinstance(k, bool) or not isinstance(k, int) or not 1<=k<=widest for k in ks): raise ValueError(f"k must be whole numbers from 1 to {widest}, got {ks}")
     return tasks,[task_label(t) for t in tasks]
 
-@evaluation(needs=('store', 'model'), uses=('sparsenb.labels', 'sparsenb.syntax'), named_only=True)
+@evaluation(needs=('store', 'model'), uses=('sparsenb.tasks', 'sparsenb.labels', 'sparsenb.syntax'), named_only=True)
 def sparse_probing(
     case:Case,
     tasks:tuple=('docstring', 'comment', 'string', 'type=keyword', 'kind=parameter', 'brackets>=1'), # labels, or labels with a value, as `Labels.where`
@@ -176,7 +165,7 @@ def sparse_probing(
 def _scored(case, there, left, doc, ks, shuffles, n):
     at = np.unique(np.concatenate([r for t in there.values() for r in (t.fit, t.test)]))
     x = _rows(case.store, at, n)
-    f,x = _features(case.dictionary, x),x.numpy()
+    f,x = features(case.dictionary, x),x.numpy()
     docs = np.unique(np.concatenate([doc[t.test] for t in there.values()]))
     got = {}
     with case.bar('probing', len(there), 'task') as bar:
