@@ -15,6 +15,7 @@ from sparsenb.lenses import lens
 from sparsenb.metrics import evaluate
 from sparsenb.labels import Labels, code_labels, label_tokens
 from sparsenb.probing import holdout
+from sparsenb.probe_sweep import ProbeSweep, probe_sweep, untrained
 from sparsenb.train import fit, Run, Callback, Progress
 from sparsenb.many import fit_many
 from sparsenb.stream import LiveStream

@@ -31,6 +31,9 @@ class Probe:
     max_classes = None    # None: any number
     headline = 'accuracy' # what controls are measured by
     needs = 2             # rows, at least
+    reads = 'rows'        # what activations stand for; 'trees' where examples are several rows with a tree over them
+    linear = True         # whether `solve` returns a `Linear`
+    forms = {2: '(n, d)'} # of activations, by their number of dimensions
     def __init__(self,
         seed:int=None, # of the solver, the controls and the drawings; the settings' unless given
         **cfg,         # the method's own arguments
@@ -45,6 +48,13 @@ class Probe:
     )->Callable:      # (n, d) -> logits (n, classes), as of equally frequent classes: a `Linear` where it is one
         "Fit to these rows"
         raise NotImplementedError
+
+    def solve_many(self,
+        x:np.ndarray, # (n, d), float64
+        ys:list,      # of several labels of these rows, each as `solve` takes them
+    )->list:          # of what `solve` returns
+        "Fit the same rows to several labels; a method that can do them at once overrides this"
+        return [self.solve(x, y) for y in ys]
 
     def __repr__(self): return f"{self.name}({', '.join(f'{k}={v!r}' for k,v in self.cfg.items())}){'' if self.reader is None else f', fitted to {len(self.data.x):,} rows'}"
 
@@ -70,7 +80,7 @@ def fit(self:Probe,
     types=None, # (n,): word types, for the control task
 )->Probe:       # itself
     "Fit to these rows; raises ValueError for what cannot be fitted, and then leaves the probe as it was"
-    x = _activations(x)
+    x = _activations(x, self.forms)
     if len(x)<self.needs: raise ValueError(f"{self!r} needs {self.needs} rows or more to be fitted, got {len(x)}")
     if (np.ptp(x, axis=0)==0).all(): raise ValueError(f"all {len(x)} activations are the same vector: there is nothing to read")
     classes,y = self.labels(y, len(x))
@@ -98,8 +108,9 @@ def outputs(self:Probe,
 )->np.ndarray: # (n, classes) logits, in the order of `classes`; predictions (n, targets) where it tells numbers
     "What the probe says before it decides; classes count as equally frequent"
     if self.reader is None: raise ValueError(f"{self!r} was not fitted: call fit(x, y) first")
-    x = _activations(x)
-    if x.shape[1]!=self.data.x.shape[1]: raise ValueError(f"the probe was fitted to width {self.data.x.shape[1]}, these activations have width {x.shape[1]}")
+    x = _activations(x, self.forms)
+    if x.ndim!=self.data.x.ndim: raise ValueError(f"the probe was fitted to activations {self.forms[self.data.x.ndim]}, these are {self.forms[x.ndim]}")
+    if x.shape[-1]!=self.data.x.shape[-1]: raise ValueError(f"the probe was fitted to width {self.data.x.shape[-1]}, these activations have width {x.shape[-1]}")
     return self.reader(x)
 
 @patch
@@ -114,6 +125,14 @@ def direction(self:Probe)->torch.Tensor: # (d,) towards the second of two classe
     return _unit(W[1]-W[0] if len(W)==2 else W-W.mean(0))
 
 def _unit(W): return torch.from_numpy(W/np.maximum(np.linalg.norm(W, axis=-1, keepdims=True), 1e-300)).float()
+
+@patch(as_prop=True)
+def pattern(self:Probe)->torch.Tensor: # as `direction`, length 1
+    "Where what a linear probe reads lies: cov(x, z)/var(z) of its reading z over the fitted rows (Haufe et al. 2014; a linear PatternNet, Kindermans et al. 2017, arXiv 1705.05598); AttributeError for others"
+    self._linear()
+    D,x = self.direction.double().numpy(),self.data.x.astype(np.float64)
+    x = x-x.mean(0)
+    return _unit((x@D.T).T@x)
 
 @patch
 def _linear(self:Probe)->Linear:
@@ -189,14 +208,14 @@ def score(self:Probe,
     level:float=.95,
 )->ProbeScores:
     "Score on rows that were not fitted on; a row of both splits, and whatever does not fit together, raises ValueError"
-    x,out = _activations(x),self.outputs(x)
+    x,out = _activations(x, self.forms),self.outputs(x)
     new = Rows(x, self.known(y, len(x)), _ids(x, rows), rows is not None, _column(types, len(x), 'types'))
     _unseen(self.data, new)
     u = _units(len(x), groups, n_boot, self.seed, level)
     got = self.measures(new.y, out, u) | self.controls(new, out, u, shuffles)
     scores = {k: Score(*v, len(x), self.seed, f'{k}/1', u.what) for k,v in got.items()}
     if code: scores |= self.message(n_boot, level)
-    return ProbeScores(f'{self.name} on {x.shape[1]} activations', scores, level)
+    return ProbeScores(f'{self.name} on {x.shape[-1]} activations', scores, level)
 
 @patch
 def known(self:Probe, y, n)->np.ndarray: # int (n,)

@@ -44,11 +44,11 @@ class Rows(NamedTuple):
     named:bool       # whether names were given
     types:np.ndarray # (n,): of word types; None where not given
 
-def _activations(x):
+def _activations(x, forms={2: '(n, d)'}):
     x = _numpy(x)
-    if x.ndim!=2 or 0 in x.shape: raise ValueError(f"activations are (n, d), at least one row, got shape {x.shape}")
+    if x.ndim not in forms or 0 in x.shape: raise ValueError(f"activations are {' or '.join(forms.values())}, at least one row, got shape {x.shape}")
     if x.dtype not in (np.float32, np.float64): x = x.astype(np.float32)
-    if not (ok := np.isfinite(x).all(1)).all(): raise ValueError(f"activations must be finite; {int((~ok).sum())} of {len(x)} rows are not, the first is row {int((~ok).argmax())}")
+    if not (ok := np.isfinite(x).all(tuple(range(1, x.ndim)))).all(): raise ValueError(f"activations must be finite; {int((~ok).sum())} of {len(x)} rows are not, the first is row {int((~ok).argmax())}")
     return x
 
 def _column(a, n, what):
@@ -186,6 +186,8 @@ _about = dict(accuracy='share of rows that it gets right', balanced_accuracy='me
     precision='share of the rows it names that are of the class', recall='share of the rows of the class that it names', mcc="Matthews' correlation: 0 is chance", pr_auc='area under precision by recall',
     r2='variance explained, mean over targets', spearman='rank correlation, mean over targets', mae='mean absolute error, mean over targets', proximity_error='share of predictions nearer to the truth than its own',
     control_accuracy='accuracy on a random label for each type', control_r2='r2 on a random target for each type', selectivity='score on the task less that on the control',
+    unlabelled_f1='f1 of the spans alone, whatever their labels', label_accuracy='share of right labels of what joins two neighbours', branching_f1='f1 of a tree that always branches to the right, with the commonest label',
+    control_f1='f1 on a random tree, given by the type of each leaf', shuffled_f1='f1 when fitted to activations exchanged within each example',
     shuffled_accuracy='accuracy when fitted to shuffled labels', shuffled_r2='r2 when fitted to shuffled targets', codelength='bits to send the fitted labels with it', compression='bits without by bits with it: 1 is no help')
 
 # %% ../nbs/51_probing.ipynb #3a28c38b

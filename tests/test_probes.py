@@ -6,7 +6,7 @@ from sparsenb.probe import Linear, NumberProbe, Probe
 from sparsenb.probing import average_precision, confusion_rates, control_labels, holdout, online_code, proximity_error, spearman
 
 torch.set_num_threads(1)
-NAMES = probes.names()
+NAMES = [n for n in probes.names() if probes[n].reads=='rows'] # examples with a tree over them: test_probe_methods
 quick = dict(code=False, shuffles=0, n_boot=100)
 
 def numeric(name): return issubclass(probes[name], NumberProbe)
@@ -17,7 +17,7 @@ def data(name, n=600, d=8, seed=0, rare=.3):
     x = rng.normal(size=(n, d)).astype(np.float32)
     x[:,1] += 3*y
     return x, (x[:,1]+.1*rng.normal(size=n) if numeric(name) else np.where(y, 'yes', 'no')), rng.integers(0, 40, n)
-def bits_of(p): return p.reader.weight.tobytes()+p.reader.bias.tobytes()
+def bits_of(p): return p.outputs(np.random.default_rng(5).normal(size=(9, 8))).tobytes()
 
 @pytest.fixture(params=NAMES)
 def name(request): return request.param
@@ -30,6 +30,10 @@ def test_reads_what_is_there_on_rows_it_has_not_seen(name):
     assert p.fit(x[:400], y[:400]) is p and p.name==name and probes.summary(name)
     said = p(x[400:])
     assert len(said)==200 and (np.corrcoef(said, y[400:])[0,1]>.9 if numeric(name) else (said==y[400:]).mean()>.85)
+    if not probes[name].linear:
+        for a in ('direction', 'pattern'):
+            with pytest.raises(AttributeError, match='is not linear'): getattr(p, a)
+        return
     assert isinstance(p.direction, torch.Tensor) and p.direction.shape==(8,) and p.direction.norm()==pytest.approx(1, abs=1e-5) and p.direction[1]>.9
     if isinstance(p.reader, Linear): # direction and outputs are of the same reading, in the activations' own units
         a,b = p.outputs(x[:5]),p.outputs(x[:5]+p.direction.numpy())
@@ -58,7 +62,7 @@ def test_tensors_and_arrays_of_any_precision_are_one(name):
     q = probes[name]().fit(torch.from_numpy(x).requires_grad_(), torch.from_numpy(y) if numeric(name) else y)
     assert bits_of(p)==bits_of(q)
     half = probes[name]().fit(torch.from_numpy(x).bfloat16(), y)
-    assert half.direction@p.direction>.99
+    assert half.direction@p.direction>.99 if probes[name].linear else (half(x)==p(x)).mean()>.97
     before = x.copy(), torch.get_rng_state(), np.random.get_state()[1].copy()
     p.score(x[:9]+1, y[:9], **quick)
     assert np.array_equal(before[0], x) and torch.equal(before[1], torch.get_rng_state()) and np.array_equal(before[2], np.random.get_state()[1]), 'no input and no global generator changes'
@@ -67,7 +71,7 @@ def test_units_of_the_activations_do_not_matter_to_what_is_said(name):
     "A shift of all activations, however large, changes nothing"
     x,y,_ = data(name)
     p,q = probes[name]().fit(x, y),probes[name]().fit(x.astype(float)+1000, y)
-    assert p.direction@q.direction>.9999
+    assert not probes[name].linear or p.direction@q.direction>.9999
     assert np.allclose(p(x), q(x.astype(float)+1000), atol=1e-3) if numeric(name) else (p(x)==q(x.astype(float)+1000)).mean()>.995
 
 def test_rows_of_both_splits_are_refused(name):
@@ -110,7 +114,7 @@ def test_labels_that_are_no_classes(name):
         x[np.arange(600),three] += 5
         q = probes[name]().fit(x[:400], three[:400])
         s = q.score(x[400:], three[400:])
-        assert s['accuracy'].value>.95 and q.direction.shape==(3, 8) and s['compression'].lo>2 and 'pr_auc' not in s
+        assert s['accuracy'].value>.95 and (not p.linear or q.direction.shape==(3, 8)) and s['compression'].lo>2 and 'pr_auc' not in s
     with pytest.raises(ValueError, match='types all have one label'): p.fit(x[:400], y[:400], types=np.zeros(400)).score(x[400:], y[400:], types=np.zeros(200), **quick)
 
 @pytest.mark.parametrize('name', [n for n in NAMES if not numeric(n)])

@@ -5,13 +5,16 @@
 # %% ../../nbs/probes/k_sparse_probe.ipynb #ab7063b4
 from __future__ import annotations
 import warnings
-import numpy as np
+from typing import NamedTuple
+import numpy as np, torch
 from ..core import UnknownName, probes, unknown
 from ..probe import Linear, Probe, two_sided
+from ..probing import confusion_rates
 
 # %% auto #0
-__all__ = ['rankings', 'mean_difference', 'f_statistic', 'mutual_information', 'l1', 'hinge', 'omp', 'telescopic', 'Few',
-           'KSparseProbe', 'least_squares']
+__all__ = ['rankings', 'many', 'mean_difference', 'f_statistic', 'mutual_information', 'l1', 'hinge', 'omp', 'telescopic',
+           'many_differences', 'many_f', 'many_information', 'many_elastic', 'many_l1', 'many_telescopic', 'many_omp',
+           'Few', 'KSparseProbe', 'least_squares', 'Alone', 'each_alone']
 
 # %% ../../nbs/probes/k_sparse_probe.ipynb #e40fda57
 def _signed(y): return np.where(y==1, 1., -1.)
@@ -60,6 +63,91 @@ def telescopic(x, y, k, seed, **_):
 rankings = dict(mean_difference=mean_difference, f_statistic=f_statistic, mutual_information=mutual_information, l1=l1, hinge=hinge, omp=omp, telescopic=telescopic)
 
 # %% ../../nbs/probes/k_sparse_probe.ipynb #332b5861
+def _weights(Y): return np.where(Y, Y.shape[1]/2/Y.sum(1, keepdims=True), Y.shape[1]/2/(~Y).sum(1, keepdims=True))
+
+def many_differences(x, Y, **_): # (n, d), bool (m, n) -> (m, d)
+    return np.abs((_weights(Y)*np.where(Y, 2, -2)/Y.shape[1])@x)
+
+def many_f(x, Y, **_):
+    n,one = len(x),Y.sum(1, keepdims=True)
+    a,all_ = Y@x,x.sum(0)
+    between = a**2/one+(all_-a)**2/(n-one)-all_**2/n
+    within = np.maximum((x**2).sum(0)-all_**2/n-between, 0)/max(1, n-2)
+    return np.where(between>1e-12*(x**2).sum(0), between/np.maximum(within, 1e-300), 0)
+
+def many_information(x, Y, seed, k=3, chunk=128, **_):
+    if min(Y.sum(1).min(), (~Y).sum(1).min())<=k: return np.stack([mutual_information(x, y*1, seed) for y in Y])
+    z = torch.as_tensor(x/np.where(np.ptp(x, axis=0)>0, x.std(0), 1))
+    z = (z+1e-10*z.abs().mean(0).clamp_min(1)*torch.randn(z.shape, generator=torch.Generator().manual_seed(seed), dtype=z.dtype)).T.contiguous()
+    return torch.cat([_ross(*c.sort(1), torch.as_tensor(Y), k) for c in z.split(chunk)], 1).numpy()
+
+def _ross(z, order, Y, k): # sorted columns (d, n), rows of each place -> (m, d)
+    "Nearest-neighbour estimate between numbers and classes (Ross 2014)"
+    n,psi,out = z.shape[1],torch.digamma(torch.arange(z.shape[1]+1, dtype=z.dtype).clamp_min(1)),[]
+    for y in Y:
+        got = psi[n]+psi[k]
+        for c in (False, True):
+            v = z[y[order]==c].reshape(len(z), -1) # of one class, in order
+            far = torch.nn.functional.pad(v, (k, k), value=torch.inf)
+            far[:,:k] *= -1
+            m = v.shape[1]
+            r = torch.stack([torch.maximum(v-far[:,k-a:k-a+m], far[:,2*k-a:2*k-a+m]-v) for a in range(k+1)]).amin(0)
+            r = (r*(1-1e-10)-4e-16*v.abs()).clamp_min(0) # below the neighbour's distance, whatever the rounding of v-r
+            near = torch.searchsorted(z, v+r, right=True)-torch.searchsorted(z, v-r)
+            got = got-(m*psi[m]+psi[near].sum(1))/n
+        out.append(got.clamp_min(0))
+    return torch.stack(out)
+
+# %% ../../nbs/probes/k_sparse_probe.ipynb #5ed231d8
+def many_elastic(x, Y, on, l1_ratio, W=None, steps=300, C=.1):
+    "Logistic regressions with an elastic-net penalty, each on its own columns `on` (m, d), by accelerated proximal steps (FISTA; Beck and Teboulle 2009) -> (d, m)"
+    A = torch.cat([torch.as_tensor(x, dtype=torch.float32), torch.ones(len(x), 1)], 1)
+    S,Y,on = (torch.as_tensor(a, dtype=torch.float32).T for a in (C*_weights(Y), Y, on))
+    on,l1,l2 = torch.cat([on, torch.ones(1, on.shape[1])]),l1_ratio*torch.ones(A.shape[1], 1),(1-l1_ratio)*torch.ones(A.shape[1], 1)
+    l1[-1] = l2[-1] = 0
+    v = on.clone()
+    for _ in range(20): v = on*(A.T@(S*(A@v))); L = v.norm(dim=0); v = v/L
+    W = torch.zeros_like(on) if W is None else W*on
+    V,t,step = W,1.,1/(1.1*L/4+1-l1_ratio)
+    for _ in range(steps):
+        new = V-step*on*(A.T@(S*((A@V).sigmoid()-Y))+l2*V)
+        new = new.sign()*(new.abs()-step*l1).clamp_min(0)
+        t,was = (1+(1+4*t*t)**.5)/2,t
+        V,W,moved = new+(was-1)/t*(new-W),new,(new-W).abs().amax()
+        if moved<1e-5*W.abs().amax(): break
+    return W
+
+def many_l1(x, Y, on, **_): return many_elastic(x, Y, on, 1.)[:-1].abs().T.double().numpy()
+
+def many_telescopic(x, Y, k, on, **_):
+    left,W,on = int(on[0].sum()),None,on.copy()
+    while True:
+        W = many_elastic(x, Y, on, .5, W)
+        size = np.where(on, np.maximum(W[:-1].abs().T.double().numpy(), 1e-12), 0) # kept, whatever its weight
+        if left<=k: return size
+        left = max(k, left//2)
+        on = np.zeros_like(on)
+        np.put_along_axis(on, np.argsort(-size, axis=1, kind='stable')[:,:left], True, 1)
+
+def many_omp(x, Y, k, on, **_):
+    w,t = _weights(Y),np.where(Y, 1., -1.)
+    mean = w@x/len(x)
+    norm = np.sqrt(np.maximum(w@x**2-len(x)*mean**2, 0))
+    r,at,free = t,np.zeros((len(Y), 0), int),on&(norm>1e-12)
+    for _ in range(k):
+        best = np.where(free, np.abs((w*r)@x-(w*r).sum(1, keepdims=True)*mean)/np.maximum(norm, 1e-12), -1).argmax(1)
+        np.put_along_axis(free, best[:,None], False, 1)
+        at = np.c_[at, best]
+        cols = (x.T[at]-np.take_along_axis(mean, at, 1)[...,None])*np.sqrt(w)[:,None]/np.maximum(np.take_along_axis(norm, at, 1), 1e-12)[...,None] # (m, picked, n)
+        coef = (np.linalg.pinv(cols@cols.transpose(0, 2, 1), hermitian=True)@(cols@(np.sqrt(w)*t)[...,None]))[...,0]
+        r = t-(coef[:,None]@cols)[:,0]/np.sqrt(w)
+    out = np.zeros((len(Y), x.shape[1]))
+    np.put_along_axis(out, at, np.maximum(np.abs(coef), 1e-12), 1)
+    return out
+
+many = dict(mean_difference=many_differences, f_statistic=many_f, mutual_information=many_information, l1=many_l1, omp=many_omp, telescopic=many_telescopic)
+
+# %% ../../nbs/probes/k_sparse_probe.ipynb #84035d8e
 class Few(Linear):
     "A reading of a few neurons, `support`, best first"
 
@@ -108,12 +196,31 @@ class KSparseProbe(Probe):
             est = LogisticRegression(class_weight='balanced', max_iter=1000, tol=1e-6).fit(z[:,at], y)
             w,b = est.coef_[0],est.intercept_[0]
         else: w,b = least_squares(z[:,at], y)
-        full = np.zeros(x.shape[1])
+        return self._few(w, b, at, width, x.mean(0))
+
+    def _few(self, w, b, at, width, mean):
+        full = np.zeros(len(mean))
         full[at] = w/width[at]
-        r = Few(*two_sided(full, b-full@x.mean(0)))
+        r = Few(*two_sided(full, b-full@mean))
         r.support = at
         return r
 
+    def solve_many(self, x, ys):
+        "All labels ranked and fitted at once; one by one where the ranking or the head has no such form"
+        k,ranking,m = (self.cfg[a] for a in ('k', 'ranking', 'n_candidates'))
+        if len(ys)<2 or ranking not in many or self.cfg['head']!='logistic' or k>x.shape[1]: return super().solve_many(x, ys)
+        width,Y = 10*np.maximum(x.std(0), 1e-3),np.stack(ys)==1
+        z = (x-x.mean(0))/width
+        gap,on = many_differences(z, Y),np.ones((len(Y), x.shape[1]), bool)
+        if m is not None and m<x.shape[1] and ranking not in ('mean_difference', 'f_statistic'):
+            on = np.zeros_like(on)
+            np.put_along_axis(on, np.argsort(-gap, axis=1, kind='stable')[:,:m], True, 1)
+        by = np.where(on, many[ranking](z, Y, k=k, on=on, seed=self.seed), -1) if ranking!='mutual_information' else np.where(on, many_information(z, Y, self.seed), -1)
+        at = np.lexsort((-gap, -by), axis=1)[:,:k]
+        w,b = probes['logistic'].many(np.ascontiguousarray(z.T[at].transpose(0, 2, 1)), Y, tol=1e-7)
+        return [self._few(*row, width, x.mean(0)) for row in zip(w, b, at)]
+
+# %% ../../nbs/probes/k_sparse_probe.ipynb #4447694e
 def least_squares(x, y): # (n, k), classes 0 and 1 -> (k,) and a number
     "Least squares to -1 and 1, classes weighing the same; twice its value over the mean squared error stands for the logit"
     r = np.sqrt(_balanced(y))
@@ -121,3 +228,62 @@ def least_squares(x, y): # (n, k), classes 0 and 1 -> (k,) and a number
     w = np.linalg.lstsq(A, _signed(y)*r, rcond=None)[0]
     w = w*2/max(((A@w-_signed(y)*r)**2).mean(), 1e-6)
     return w[:-1],w[-1]
+
+# %% ../../nbs/probes/k_sparse_probe.ipynb #df92f53e
+class Alone(NamedTuple):
+    "What each neuron says by itself: `x*weight+bias`, yes if above 0"
+    weight:np.ndarray # (d,), in the activations' own units
+    bias:np.ndarray   # (d,)
+    def rates(self,
+        x, # rows to score on, (n, d)
+        y, # bool (n,)
+    )->dict: # name -> (d,): as `confusion_rates`
+        "Rates of each neuron"
+        y = np.asarray(y, bool)
+        said = (np.asarray(x)*self.weight+self.bias>0).astype(np.float32)
+        hit,yes = y.astype(np.float32)@said,said.sum(0)
+        tp,fp,p = hit.astype(float),(yes-hit).astype(float),float(y.sum())
+        return confusion_rates(np.stack([np.stack([len(y)-p-fp, fp], -1), np.stack([p-tp, tp], -1)], -2))
+
+def each_alone(
+    x,           # activations, (n, d)
+    y,           # bool (n,)
+    C:float=1.,  # inverse of the penalty
+    tol:float=1e-5, # of the slope, per row
+    chunk:int=64,# neurons at a time
+)->Alone:
+    "A balanced logistic regression on each neuron alone, columns scaled as by the probe; raises ValueError where there is one class only"
+    x,y = np.asarray(x),np.asarray(y, bool)
+    if x.ndim!=2 or y.shape!=x.shape[:1]: raise ValueError(f"activations (n, d) and labels (n,) were expected, got {x.shape} and {y.shape}")
+    if y.all() or not y.any(): raise ValueError(f"two classes were expected, all {len(y)} labels are {bool(y.all())}")
+    mean,width = x.mean(0, dtype=np.float64),10*np.maximum(x.std(0, dtype=np.float64), 1e-3)
+    s = torch.as_tensor(_balanced(y*1))
+    parts = [_two_by_two(torch.as_tensor(np.ascontiguousarray(((x[:,i:i+chunk]-mean[i:i+chunk])/width[i:i+chunk]).T)), s, torch.as_tensor(y), 1/C, tol) for i in range(0, x.shape[1], chunk)]
+    w,b = (np.concatenate(v) for v in zip(*parts))
+    return Alone(w/width, b-w/width*mean)
+
+def _newton(x, s, c, pen, w, b): # columns (d, n), weights of rows, what the labels add to the slopes -> slopes and step, each (d,)
+    p = torch.addcmul(b.to(x)[:,None], x, w.to(x)[:,None]).sigmoid_()
+    q = p*s
+    g0,g1 = q.sum(1).double()-c[0],(q*x).sum(1).double()-c[1]+pen*w
+    h = q.addcmul_(p, q, value=-1)
+    hx = h*x
+    a,m,d = h.sum(1).double(),hx.sum(1).double(),(hx*x).sum(1).double()+pen
+    det = (a*d-m*m).clamp_min(1e-12)
+    return g0,g1,(d*g0-m*g1)/det,(a*g1-m*g0)/det
+
+def _two_by_two(x, s, y, pen, tol, most=60):
+    "Weights and intercepts: in single precision to where it ends, then one step in double"
+    c,low,ls = ((s*y).sum(), x@(s*y)),x.float(),s.float()
+    w = b = torch.zeros(len(x), dtype=torch.float64)
+    t,best,at = w+1,w+torch.inf,(b, w, b, w) # at: the best place so far and the step from there
+    for _ in range(most):
+        g0,g1,db,dw = _newton(low, ls, c, pen, w, b)
+        size = g0.abs()+10*g1.abs()
+        better = size<best
+        at = [torch.where(better, new, old) for new,old in zip((b, w, db, dw), at)]
+        best,t = torch.minimum(size, best),torch.where(better, 1., t/2)
+        if ((best<=tol*len(s))|(t<1e-2)).all(): break
+        b,w = at[0]-t*at[2],at[1]-t*at[3]
+    *_,db,dw = _newton(x, s, c, pen, at[1], at[0])
+    return (at[1]-dw).numpy(),(at[0]-db).numpy()

@@ -5,12 +5,12 @@
 # %% ../../nbs/probes/logistic.ipynb #df0742ae
 from __future__ import annotations
 import warnings
-import numpy as np
+import numpy as np, torch
 from ..core import probes
 from ..probe import Linear, Probe, two_sided
 
 # %% auto #0
-__all__ = ['standardised', 'Logistic']
+__all__ = ['standardised', 'balanced', 'many_logistic', 'Logistic']
 
 # %% ../../nbs/probes/logistic.ipynb #72463f29
 def standardised(x): # (n, d) -> (n, d), mean (d,), sd (d,); sd is 1 for a column that does not move
@@ -18,6 +18,65 @@ def standardised(x): # (n, d) -> (n, d), mean (d,), sd (d,); sd is 1 for a colum
     sd[np.ptp(x, axis=0)==0] = 1.
     return (x-mean)/sd, mean, sd
 
+def balanced(y): # bool (m, n) -> weights (m, n): both classes weigh the same
+    one = y.sum(1, keepdims=True)
+    return np.where(y, y.shape[1]/2/one, y.shape[1]/2/(y.shape[1]-one))
+
+# %% ../../nbs/probes/logistic.ipynb #31a199d1
+def _downhill(g, past): # gradients (D, m); past: [(step, change of gradient), …] -> directions (D, m)
+    "The two loops of limited-memory BFGS, for each column"
+    q,back = g.clone(),[]
+    dot = lambda a, b: (a*b).sum(0)
+    over = lambda a, b: torch.where(b>0, a/b.clamp_min(1e-300), 0) # a column that is done adds nothing
+    for s,y in reversed(past):
+        back.append(over(dot(s, q), dot(s, y)))
+        q -= back[-1]*y
+    if past: q *= torch.where(dot(past[-1][1], past[-1][1])>0, over(dot(*past[-1]), dot(past[-1][1], past[-1][1])), 1)
+    for (s,y),a in zip(past, reversed(back)): q += s*(a-over(dot(y, q), dot(s, y)))
+    return -q
+
+def _products(x): # -> the two products of rows with weights whose last row is the intercept
+    one = lambda R: R.sum(0)[None]
+    if x.ndim==2: return lambda V: x@V[:-1]+V[-1], lambda R: torch.cat([x.T@R, one(R)])
+    return lambda V: (x@V[:-1].T[...,None])[...,0].T+V[-1], lambda R: torch.cat([(R.T[:,None]@x)[:,0].T, one(R)])
+
+def many_logistic(
+    x,              # (n, d), shared by all problems, or (m, n, d), one for each
+    y,              # bool (m, n)
+    C=1.,           # inverse of the penalty on squared weights; the intercept has none
+    weight=None,    # of rows, (m, n); None: balanced
+    tol:float=1e-5, # of the largest slope, per row
+    max_iter:int=1000,
+)->tuple:           # weights (m, d) and intercepts (m,)
+    "Logistic regressions on yes-or-no labels, all at once"
+    S = torch.as_tensor(balanced(np.asarray(y)) if weight is None else weight).T
+    x = torch.as_tensor(x)
+    S,Y = S.to(x.dtype)/len(S),torch.as_tensor(y).T.to(x.dtype)
+    pen = torch.full((x.shape[-1]+1, 1), 1/C/len(S), dtype=x.dtype)
+    pen[-1] = 0
+    ahead,back = _products(x)
+    loss = lambda Z, W: (S*(torch.nn.functional.softplus(Z)-Y*Z)).sum(0)+(pen*W*W).sum(0)/2
+    slope = lambda Z, W: back(S*(Z.sigmoid()-Y))+pen*W
+    W,Z = torch.zeros(len(pen), Y.shape[1], dtype=x.dtype),torch.zeros_like(Y)
+    f,g,past = loss(Z, W),slope(Z, W),[]
+    for _ in range(max_iter):
+        on = g.abs().amax(0)>tol
+        if not on.any(): break
+        d = torch.where(on, _downhill(g, past), 0)
+        AD,down,t = ahead(d),(g*d).sum(0),torch.ones(Y.shape[1], dtype=x.dtype)
+        for _ in range(30):
+            new = loss(Z+t*AD, W+t*d)
+            bad = new>f+1e-4*t*down+4*torch.finfo(f.dtype).eps*f
+            if not bad.any(): break
+            t = torch.where(bad, t/2, t)
+        t = torch.where(bad, 0, t)
+        if not (t*on).any(): break # as near as the numbers allow
+        W,Z,f,was = W+t*d,Z+t*AD,torch.where(bad, f, new),g
+        g = slope(Z, W)
+        past = [*past[-9:], (t*d, g-was)]
+    return W[:-1].T.numpy(),W[-1].numpy()
+
+# %% ../../nbs/probes/logistic.ipynb #2ce93f45
 @probes
 class Logistic(Probe):
     "Balanced logistic regression on standardised activations, any number of classes (scikit-learn's solver)"
@@ -44,3 +103,15 @@ class Logistic(Probe):
         w = est.coef_/sd
         b = est.intercept_-w@mean
         return two_sided(w[0], b[0]) if len(w)==1 else Linear(w, b)
+
+    def solve_many(self, x, ys):
+        "Those of two classes at once in torch, the others one by one"
+        two = [i for i,y in enumerate(ys) if y.max()==1]
+        if len(two)<2 or self.cfg['l1_ratio']: return super().solve_many(x, ys)
+        z,mean,sd = standardised(x)
+        w,b = self.many(z.astype(np.float32), np.stack([ys[i]==1 for i in two]), self.cfg['C'])
+        w = w.astype(np.float64)/sd
+        out = dict(zip(two, map(two_sided, w, b-w@mean)))
+        return [out[i] if i in out else self.solve(x, y) for i,y in enumerate(ys)]
+
+    many = staticmethod(many_logistic)

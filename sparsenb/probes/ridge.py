@@ -28,3 +28,11 @@ class Ridge(NumberProbe):
         alpha = self.cfg['alpha']
         est = (RidgeCV(np.logspace(.8, 4.1, 12)) if alpha is None else Ridge(alpha)).fit(x, y)
         return Linear(est.coef_.reshape(y.shape[1], -1), np.broadcast_to(est.intercept_, y.shape[1:]))
+
+    def solve_many(self, x, ys):
+        "Single targets at once, each with its own penalty"
+        from sklearn.linear_model import Ridge, RidgeCV
+        if len(ys)<2 or any(y.shape[1]>1 for y in ys): return super().solve_many(x, ys)
+        alpha = self.cfg['alpha']
+        est = (RidgeCV(np.logspace(.8, 4.1, 12), alpha_per_target=True) if alpha is None else Ridge(alpha)).fit(x, np.concatenate(ys, 1))
+        return [Linear(w[None], np.array([b])) for w,b in zip(est.coef_, est.intercept_)]
