@@ -283,7 +283,14 @@ const start = root => {
       empty: now.note || (group === 'In range' ? 'No stored example lies in this range; choose a wider one.' : 'No examples: the feature was never active on the indexed tokens.') })) model.set(k, v)
     model.set('version', model.get('version') + 1)
     place.classList.toggle('snb-snip', look === 'Snippet')
+    if (look === 'Stacked') stack()
   }
+  // Peaks under one another: what stands before, the peak, what comes after
+  const stack = () => [...place.querySelectorAll('.snb-x')].forEach((line, i) => {
+    const text = line.lastElementChild, tokens = [...text.children], peak = drawn[i].peak
+    line.classList.add('stacked')
+    text.replaceChildren(...[['before', 0, peak], ['peak', peak, peak + 1], ['after', peak + 1]].map(([c, a, z]) => { const s = add(null, 'span', c); s.setAttribute('role', 'presentation'); s.append(...tokens.slice(Math.max(0, a), z)); return s }))
+  })
 
   const choose = id => {
     const f = byId.get(id)
