@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from torch import nn, Tensor
-from .core import atomic_file, atomic_folder, progress, settings, write_json, write_text
+from .core import atomic_file, atomic_folder, progress, settings, write_json, write_text, testbeds
 from .corpus import Corpus, load_corpus
 from .shapes import train_shapes
 
@@ -207,6 +207,7 @@ def main():
     import importlib.util
     root = Path(importlib.util.find_spec('sparsenb').submodule_search_locations[0])/'weights'
     train_shapes(root/'shapes_vlm', settings().cache/'training'/'shapes_vlm')
+    testbeds['concept_shapes'].bundle(root/'concept_shapes')
     train_stdlib(root/'stdlib-4l', settings().cache/'training'/'stdlib-4l')
 
 if __name__=='__main__' and '__file__' in globals(): main()

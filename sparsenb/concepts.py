@@ -6,7 +6,7 @@
 from __future__ import annotations
 import contextlib, zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 import numpy as np, torch
 from torch import Tensor
@@ -169,10 +169,11 @@ def concept_space(
     n:int=32,           # outputs for each class at each checkpoint
     seed:int=None,      # of the outputs; the settings' unless given
     title:str='Concept space',
+    show=None,          # function from outputs to one text or picture to keep, see `kind_of`
 )->ConceptSpace:
     "Where the outputs of each prompt class lie in concept space, checkpoint by checkpoint (Park et al. 2024, arXiv 2406.19370); raises ValueError for what does not fit"
     (concepts,prompts),seed = _checked(concepts, classifiers, prompts),seed_of(seed)
-    steps,values = [],[]
+    steps,values,made = [],[],{k: [] for k in prompts}
     with torch.no_grad(), _kept(model):
         for s,m in _at_steps(model, checkpoints):
             row = []
@@ -180,12 +181,13 @@ def concept_space(
                 for k,p in prompts.items():
                     out = _outputs(m, p.ask, generate, n, zlib.crc32(f'concept space {seed} {p.target}'.encode()))
                     row.append([_classified(classifiers[c], c, out, n) for c in concepts])
+                    if show: made[k].append(show(out))
             steps.append(s); values.append(row)
     v = np.array(values) # (n_steps, n_classes, n_concepts, n)
     targets,train = np.array([p.target for p in prompts.values()], float),np.array([p.train for p in prompts.values()])
     right = np.abs(v-targets[...,None])<.5
     caption = f"{n} outputs a class and checkpoint, seed {seed}, {len(steps)} checkpoints; mean value of each concept, concept_space/1"
-    return ConceptSpace(title, np.array(steps), (*prompts,), concepts, v.mean(-1), right.mean(-1), right.all(2).mean(-1), targets, train, v.std(-1)/n**.5, caption)
+    return ConceptSpace(title, np.array(steps), (*prompts,), concepts, v.mean(-1), right.mean(-1), right.all(2).mean(-1), targets, train, v.std(-1)/n**.5, caption, made=made if show else {})
 
 # %% ../nbs/54_concepts.ipynb #3f726151
 @dataclass(frozen=True, repr=False)
@@ -203,6 +205,7 @@ class ConceptSpace:
     error:np.ndarray       # (n_steps, n_classes, n_concepts): standard errors of the coordinates
     caption:str = ''
     step_label:str = 'step'
+    made:dict = field(default_factory=dict) # class -> n_steps texts or pictures to show at its points
 
     def index(self, cls, concept=None):
         for v,have,kind in ((cls, self.classes, 'prompt class'), (concept, (None, *self.concepts), 'concept')):
@@ -262,7 +265,7 @@ def to_trajectory(self)->Trajectory:
     groups = {k: 'trained on' if t else 'never seen' for k,t in zip(self.classes, self.train)}
     stars = tuple((k, s, 'learned') for k in self.classes if (s := self.learned(k)) is not None)
     marks = {', '.join(f'{c} {int(t)}' for c,t in zip(self.concepts, ts)): np.array(ts) for ts in sorted(set(map(tuple, self.targets)))}
-    return Trajectory(self.title, self.steps, {k: self[k] for k in self.classes}, self.concepts, self.caption, groups, {}, stars, {}, marks, self.step_label)
+    return Trajectory(self.title, self.steps, {k: self[k] for k in self.classes}, self.concepts, self.caption, groups, {}, stars, self.made, marks, self.step_label)
 
 def to_dynamics(self)->Dynamics:
     "Accuracy of each class and concept over checkpoints"

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 import numpy as np
-from .core import UnknownName, unknown, view, widgets
+from .core import UnknownName, show_bytes, unknown, view, widgets
 from .dynamics import checkpoints, finite
 
 # %% auto #0
-__all__ = ['smooth', 'Turn', 'bends', 'turning_points', 'Event', 'Trajectory', 'plane', 'over_steps', 'table', 'views', 'plot',
-           'static', 'directions_of', 'trajectory', 'through_layers']
+__all__ = ['smooth', 'Turn', 'bends', 'turning_points', 'kind_of', 'Event', 'Trajectory', 'plane', 'over_steps', 'table', 'views',
+           'plot', 'static', 'directions_of', 'trajectory', 'through_layers']
 
 # %% ../nbs/53_trajectory.ipynb #2dc353b1
 def smooth(
@@ -76,6 +76,34 @@ def turning_points(
     return out
 
 # %% ../nbs/53_trajectory.ipynb #657d2a31
+def kind_of(
+    made,       # what a model made, or None
+    what:str='payload', # for messages
+)->str:         # 'none', 'text', 'tokens', 'features' or 'image'
+    "What sort of output this is; raises ValueError for any other, and for pictures of more than 8 MB"
+    if made is None: return 'none'
+    if isinstance(made, str): return 'text'
+    if isinstance(made, (list, tuple)) and made and all(isinstance(t, str) for t in made): return 'tokens'
+    a = np.asarray(made)
+    if a.dtype==np.uint8 and a.ndim in (2, 3, 4) and a.size and (a.ndim==2 or a.shape[-1] in (1, 3, 4)):
+        if a.nbytes>8e6: raise ValueError(f"{what}: an output of {show_bytes(a.nbytes)}, 8 MB at most were expected; make pictures smaller or fewer")
+        return 'image'
+    if a.ndim==1 and (a.dtype.kind in 'iu' or not a.size) and (not a.size or 0<=a.min() and a.max()<2**32): return 'features'
+    raise ValueError(f"{what}: a text, a list of tokens, numbers of features, or uint8 pictures (h, w), (h, w, 3) or (n, h, w, 3) were expected, got {type(made).__name__}"+(f' of {a.dtype}, shape {a.shape}' if a.dtype!=object else ''))
+
+def _shown(t):
+    "Raise ValueError unless there is one output for each step, or one text for all"
+    for k,v in t.payload.items():
+        n = len(v) if hasattr(v, '__len__') else type(v).__name__
+        if not isinstance(v, str) and n!=len(t.steps): raise ValueError(f"payload of {k!r}: one for each of {len(t.steps)} steps was expected, got {n}")
+        for s,x in zip(t.steps, [v] if isinstance(v, str) else v): kind_of(x, f'payload of {k!r}, step {s}')
+
+def _text(v, k):
+    "What an output says at a step, if it says something"
+    v = v if isinstance(v, str) else v[k]
+    return f': {v}' if isinstance(v, str) else f": {' '.join(v)}" if kind_of(v)=='tokens' else ''
+
+# %% ../nbs/53_trajectory.ipynb #f138effe
 class Event(NamedTuple):
     "Something that happened on a path"
     path:str
@@ -99,7 +127,7 @@ class Trajectory:
     groups:dict = field(default_factory=dict)  # path -> what it belongs to
     colours:dict = field(default_factory=dict) # path -> a number, or (n_steps,) of them
     events:tuple = ()          # of `Event`
-    payload:dict = field(default_factory=dict) # path -> n_steps texts to show at its points
+    payload:dict = field(default_factory=dict) # path -> n_steps outputs to show at its points, see `kind_of`; pictures as one uint8 array (n_steps, h, w, 3), or one text for all
     marks:dict = field(default_factory=dict)   # name -> (n_dims,): places to know, such as corners
     step_label:str = 'step'
 
@@ -111,7 +139,8 @@ class Trajectory:
             for k,a in of.items():
                 if np.shape(a)!=shape: raise ValueError(f"{kind} {k!r} has shape {np.shape(a)}, {shape} was expected: {f'{len(steps)} steps, ' if kind=='path' else ''}{len(axes)} dimensions")
         object.__setattr__(self, 'steps', steps); object.__setattr__(self, 'axes', axes); object.__setattr__(self, 'events', tuple(Event(*e) for e in self.events))
-        for name,n in (('groups', 0), ('colours', len(steps)), ('payload', len(steps))): _belongs(self, name, n)
+        for name,n in (('groups', 0), ('colours', len(steps)), ('payload', 0)): _belongs(self, name, n)
+        _shown(self)
         for e in self.events:
             if e.path not in self.paths: raise UnknownName('events: '+unknown('path', e.path, self.paths))
             if e.step not in steps: raise ValueError(f"event {e.label!r}: no step {e.step!r}; nearest: {steps[np.abs(steps-e.step).argmin()]}")
@@ -146,7 +175,7 @@ def plane(self,
     for name,p in self.paths.items():
         p = np.asarray(p, float)[:,[i, j]]
         pts.append(p); group += [str(self.groups.get(name, name))]*len(p); shown[name] = p
-        text += [f"{name}, {self.step_label} {s}"+(f": {self.payload[name][k]}" if name in self.payload else '') for k,s in enumerate(self.steps)]
+        text += [f"{name}, {self.step_label} {s}"+(_text(self.payload[name], k) if name in self.payload else '') for k,s in enumerate(self.steps)]
     for e in self.events: pts.append(self.at(e)[None,[i, j]]); group.append('★ events'); text.append(f'{e.label}: {e.path}, {self.step_label} {e.step}')
     for k,m in self.marks.items(): pts.append(np.asarray(m, float)[None,[i, j]]); group.append('places'); text.append(str(k))
     pts = np.concatenate(pts)

@@ -8,30 +8,15 @@ import base64, json
 from collections.abc import Mapping
 import anywidget, traitlets
 import numpy as np
-from ..core import UnknownName, show_bytes, unknown, widgets
+from ..core import UnknownName, unknown, widgets
 from ..panels import Panel, asset, rules, whole
+from ..trajectory import kind_of
 from ..views import Html, escaped, show_number
 
 # %% auto #0
-__all__ = ['kind_of', 'encoded', 'outputs_of', 'curves_of', 'packed', 'TrajectoryPlot', 'made', 'stretch', 'held', 'static',
-           'still']
+__all__ = ['encoded', 'outputs_of', 'curves_of', 'packed', 'TrajectoryPlot', 'made', 'stretch', 'held', 'static', 'still']
 
 # %% ../../nbs/widgets/trajectory_plot.ipynb #dfc994ae
-def kind_of(
-    made,       # what a model made, or None
-    what:str='payload', # for messages
-)->str:         # 'none', 'text', 'tokens', 'features' or 'image'
-    "What sort of output this is; raises ValueError for any other, and for pictures of more than 8 MB"
-    if made is None: return 'none'
-    if isinstance(made, str): return 'text'
-    if isinstance(made, (list, tuple)) and made and all(isinstance(t, str) for t in made): return 'tokens'
-    a = np.asarray(made)
-    if a.dtype==np.uint8 and a.ndim in (2, 3, 4) and a.size and (a.ndim==2 or a.shape[-1] in (1, 3, 4)):
-        if a.nbytes>8e6: raise ValueError(f"{what}: an output of {show_bytes(a.nbytes)}, 8 MB at most were expected; make pictures smaller or fewer")
-        return 'image'
-    if a.ndim==1 and (a.dtype.kind in 'iu' or not a.size) and (not a.size or 0<=a.min() and a.max()<2**32): return 'features'
-    raise ValueError(f"{what}: a text, a list of tokens, numbers of features, or uint8 pictures (h, w), (h, w, 3) or (n, h, w, 3) were expected, got {type(made).__name__}"+(f' of {a.dtype}, shape {a.shape}' if a.dtype!=object else ''))
-
 def encoded(
     made,      # what a model made
     what:str='payload',
