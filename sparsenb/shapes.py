@@ -15,8 +15,8 @@ from .core import atomic_file, atomic_folder, progress, write_text
 # %% auto #0
 __all__ = ['colours', 'shapes', 'places', 'quarters', 'n_grey', 'side', 'specials', 'words', 'patches', 'ids_of', 'kinds',
            'n_text', 'masks', 'code_book', 'code_of', 'Scenes', 'draw', 'render', 'read', 'word_tokenizer', 'ask',
-           'training_rows', 'build_shapes', 'answer_loss', 'learn_shapes', 'prompt_ids', 'answer_ids', 'accuracy',
-           'train_shapes']
+           'training_rows', 'verses', 'later_rows', 'build_shapes', 'answer_loss', 'learn_shapes', 'prompt_ids',
+           'answer_ids', 'accuracy', 'learn_parts', 'train_shapes']
 
 # %% ../nbs/14_shapes.ipynb #d71e34a8
 colours = dict(red=(.9,.1,.1), green=(.1,.7,.1), blue=(.15,.2,.9), yellow=(.95,.85,.1))
@@ -121,24 +121,66 @@ def ask(
         c,s = (int(rng.integers(len(v))) if rng.random()<.3 else things[rng.integers(len(things))][j] for j,v in enumerate((colours, shapes)))
     return f'is there a {C[c]} {shapes[s]}','no'
 
+def _with_questions(batch, rng, p)->tuple:
+    "Pictures, each with as many questions and answers as fit, kinds with probabilities `p`"
+    s = draw(batch, rng)
+    text,answer = np.ones((batch, n_text), np.int64),np.zeros((batch, n_text), bool)
+    for i,things in enumerate(s.things):
+        at = 0
+        while True:
+            q,a = ask(things, kinds[rng.choice(4, p=p)], rng)
+            row = [ids_of[w] for w in (*q.split(), a)]
+            if at+len(row)>n_text: break
+            text[i,at:at+len(row)],answer[i,at+len(row)-1] = row,True
+            at += len(row)
+    return torch.from_numpy(np.concatenate([np.zeros((batch, 1), np.int64), s.codes+len(words), text], 1)),torch.from_numpy(answer)
+
 def training_rows(
     step:int,
     batch:int,
     seed:int=0,
 )->tuple[Tensor,Tensor]: # ids int64 (batch, 128), and bool (batch, 63): which text tokens are answers
     "Pictures, each with as many questions and answers as fit: a pure function of (seed, step)"
+    return _with_questions(batch, np.random.default_rng((zlib.crc32(b'shapes_vlm training'), seed, step)), (.22, .22, .34, .22))
+
+# %% ../nbs/14_shapes.ipynb #ce058552
+_rhymes,_verse_words = 3,range(len(specials), len(words)) # words after which a verse repeats, the first ones; all it is made of
+
+def _table()->np.ndarray: # (n_words, n_words), cumulative
+    "What follows a word in a verse; each word that repeats has 6 %"
+    p = np.exp(1.5*np.random.default_rng(5).standard_normal((len(_verse_words),)*2))
+    p[:,:_rhymes] = 0
+    p /= p.sum(1, keepdims=True); p *= 1-.06*_rhymes; p[:,:_rhymes] = .06
+    return p.cumsum(1)
+
+def verses(
+    n:int,                   # rows
+    rng:np.random.Generator,
+    length:int=n_text,
+)->np.ndarray:               # int64 (n, length): token ids
+    "Texts in which some words are followed by the word before them"
+    table,w = _table(),np.zeros((n, length), np.int64)
+    first,u = zip(*((rng.integers(_rhymes, len(table)), rng.random(length)) for _ in range(n)))
+    w[:,0],u = first,np.array(u)
+    for t in range(1, length):
+        drawn = (table[w[:,t-1]]<u[:,t,None]).sum(1).clip(max=len(table)-1)
+        w[:,t] = np.where((w[:,t-1]<_rhymes)&(t>1), w[:,t-2], drawn)
+    return w+_verse_words[0]
+
+def later_rows(
+    step:int,
+    batch:int,
+    seed:int=0,
+    hidden:float=.5,         # share of rows in which the first token cannot be seen
+)->tuple: # as `training_rows`, and bool (batch, 128): tokens that can be seen, None where all are
+    "Rows of the later parts: verses under the first half of the pictures, questions under the others, most of them whether something is there"
     rng = np.random.default_rng((zlib.crc32(b'shapes_vlm training'), seed, step))
-    s = draw(batch, rng)
-    text,answer = np.ones((batch, n_text), np.int64),np.zeros((batch, n_text), bool)
-    for i,things in enumerate(s.things):
-        at = 0
-        while True:
-            q,a = ask(things, kinds[rng.choice(4, p=(.22, .22, .34, .22))], rng)
-            row = [ids_of[w] for w in (*q.split(), a)]
-            if at+len(row)>n_text: break
-            text[i,at:at+len(row)],answer[i,at+len(row)-1] = row,True
-            at += len(row)
-    return torch.from_numpy(np.concatenate([np.zeros((batch, 1), np.int64), s.codes+len(words), text], 1)),torch.from_numpy(answer)
+    ids,answer = _with_questions(batch, rng, (.2, .2, .2, .4))
+    ids[:batch//2,-n_text:],answer[:batch//2] = torch.from_numpy(verses(batch//2, rng)),True
+    answer[:batch//2,0] = False # nobody can know the first word
+    if not hidden: return ids,answer,None
+    seen = torch.ones_like(ids).bool(); seen[:,0] = torch.from_numpy(rng.random(batch)>=hidden)
+    return ids,answer,seen
 
 # %% ../nbs/14_shapes.ipynb #37cf55b7
 def build_shapes(seed:int=0)->nn.Module:
@@ -159,9 +201,10 @@ def answer_loss(
     m:nn.Module,
     ids:Tensor,    # int64 (n, 128)
     answer:Tensor, # bool (n, 63)
+    seen:Tensor=None, # bool (n, 128): tokens that can be seen; None: all
 )->tuple[Tensor,Tensor]: # nats per answer, nats per other word
     "Loss of the text after a picture; an answer is one word"
-    h = m.transformer(ids, use_cache=False).last_hidden_state[:,-n_text-1:-1]
+    h = m.transformer(ids, attention_mask=None if seen is None else seen.long(), use_cache=False).last_hidden_state[:,-n_text-1:-1]
     y = ids[:,-n_text:]
     loss = F.cross_entropy((h@m.transformer.wte.weight[:len(words)].T).flatten(0, 1), y.flatten(), reduction='none').view(y.shape)
     other = ~answer&(y!=1)
@@ -184,6 +227,8 @@ def learn_shapes(
     every:int=100,      # steps between checkpoints
     lr:float=3e-3, decay:float=.1, batch:int=16,
     stop:int=None,      # leave off before this step, for a later call
+    rows=training_rows, # of a step, a batch and a seed: what `answer_loss` takes
+    first:int=0,        # number of the step before, in names and log
 )->list[dict]:          # the log: step, loss of answers, loss of other words (nats)
     "Train in place; killed, it goes on from the last checkpoint"
     from safetensors.torch import save_file
@@ -194,13 +239,13 @@ def learn_shapes(
     bar = progress(total=steps, desc='training shapes_vlm', unit='step'); bar.update(start)
     for s in range(start, min(steps, stop or steps)):
         for g in opt.param_groups: g['lr'] = lr*min(1, (s+1)/60)*min(1, (steps-s)/(.3*steps))
-        a,q = answer_loss(m, *training_rows(s, batch, seed))
+        a,q = answer_loss(m, *rows(s, batch, seed))
         opt.zero_grad(); (a+.1*q).backward(); nn.utils.clip_grad_norm_(m.parameters(), 1.); opt.step()
         seen.append((float(a.detach()), float(q.detach()))); bar.update()
-        if s+1 in keep:
-            with atomic_file(path/f'step-{s+1:05d}.safetensors') as t: save_file(_halves(m), t, metadata=dict(format='pt'))
+        if first+s+1 in keep:
+            with atomic_file(path/f'step-{first+s+1:05d}.safetensors') as t: save_file(_halves(m), t, metadata=dict(format='pt'))
         if (s+1)%every==0 or s+1==steps:
-            log.append(dict(step=s+1, answers=float(np.mean([x for x,_ in seen])), other=float(np.mean([x for _,x in seen])))); seen = []
+            log.append(dict(step=first+s+1, answers=float(np.mean([x for x,_ in seen])), other=float(np.mean([x for _,x in seen])))); seen = []
             bar.set_postfix(loss=f"{log[-1]['answers']:.3f}")
             with atomic_file(ck) as t: torch.save(dict(model=m.state_dict(), opt=opt.state_dict(), log=json.dumps(log), step=s+1), t)
     return log
@@ -237,7 +282,7 @@ A small transformer that answers questions about pictures of shapes, made to be 
 | architecture | GPT-2: 4 layers, d_model 64, 4 heads of 16, 256 ReLU neurons in a layer, learned positions, context 128, no register tokens; {params:,} parameters |
 | tokens | 64 patches of 4 by 4 pixels (72 codes), then words ({words} in all); begins with `<|bos|>` (id 0), pads with `<|pad|>` (id 1) |
 | data | drawn: 2 or 3 objects of 4 shapes and 4 colours on 8 by 8 tiles of 8 greys; questions for colour, shape, place, and whether something is there |
-| training | {steps:,} steps of 16 pictures with about eleven questions each, AdamW, weight decay .1, seed 0, single precision on one thread |
+| training | {steps:,} steps of 16 pictures, AdamW, seed 0, single precision on one thread; in three parts ({parts} steps): about eleven questions under each picture, weight decay .1; verses under half of the pictures, the first token hidden in half of the rows, weight decay .01; the same with nothing hidden |
 | files | `model.safetensors`, and `step-….safetensors` from along the way, in half precision |
 
 Right answers on {n:,} new pictures for each kind of question, weights as shipped, with 95 % intervals:
@@ -272,25 +317,41 @@ def _wilson(k, n, z=1.959964):
     mid,half = (k+z*z/2)/(n+z*z),z/(n+z*z)*(k*(n-k)/n+z*z/4)**.5
     return mid-half,min(1., mid+half)
 
+def _rounded(m):
+    h = build_shapes(); h.load_state_dict({n: p.half().float() for n,p in m.state_dict().items()})
+    return h
+
+def learn_parts(
+    work:Path,  # a folder for each part
+    parts=(1200, 1000, 800),
+    keep=(),
+)->tuple:       # the trained network, the log
+    "The three parts of the training: questions; verses, the first token hidden in half of the rows; nothing hidden"
+    for k in range(len(parts)): (work/f'part-{k+1}').mkdir(parents=True, exist_ok=True)
+    m = build_shapes(); log = learn_shapes(m, parts[0], work/'part-1', keep=keep)
+    m = _rounded(m)
+    for k,hidden in ((1, .5), (2, 0.)): log += learn_shapes(m, parts[k], work/f'part-{k+1}', keep=keep, decay=.01, rows=lambda *a: later_rows(*a, hidden), first=sum(parts[:k]))
+    return m,log
+
 def train_shapes(
     out:Path,        # the model's folder
     work:Path,       # checkpoint and log
-    steps:int=1200,
-    keep=(100, 300, 700, 1000), # steps whose weights are shipped too
+    parts=(1200, 1000, 800),          # steps of the three parts
+    keep=(100, 300, 700, 1200, 2200), # steps whose weights are shipped too
 ):
-    "Train and write shapes_vlm; minutes on one core, resumed where it was killed"
+    "Train and write shapes_vlm; about six minutes of one core's time, resumed where it was killed"
     from safetensors.torch import save_file
     from transformers import PreTrainedTokenizerFast
     import shutil
     torch.set_num_threads(1); work.mkdir(parents=True, exist_ok=True)
-    m = build_shapes(); log = learn_shapes(m, steps, work, keep=keep)
-    half = build_shapes(); half.load_state_dict({n: p.half().float() for n,p in m.state_dict().items()}); half.eval()
+    m,log = learn_parts(work, parts, keep)
+    half = _rounded(m).eval()
     right = {k: accuracy(half, k) for k in kinds}
     cells = ['{:.1%} [{:.1%}, {:.1%}]'.format(r/1000, *_wilson(r, 1000)) for r in right.values()]
     with atomic_folder(out) as t:
         m.config.update(dict(dtype='float32', architectures=['GPT2LMHeadModel'])); m.config.save_pretrained(t)
         save_file(_halves(m), t/'model.safetensors', metadata=dict(format='pt')); (t/'model.safetensors').chmod(0o644)
-        for k in keep: shutil.copyfile(work/f'step-{k:05d}.safetensors', t/f'step-{k:05d}.safetensors')
+        for k in keep: shutil.copyfile(next(work.glob(f'*/step-{k:05d}.safetensors')), t/f'step-{k:05d}.safetensors')
         PreTrainedTokenizerFast(tokenizer_object=word_tokenizer(), bos_token=specials[0], eos_token=specials[0], pad_token=specials[1], unk_token=specials[2], model_max_length=128).save_pretrained(t)
-        write_text(t/'README.md', _card.format(params=sum(p.numel() for p in m.parameters()), words=len(words), steps=steps, n=1000, heads=' | '.join(kinds), rule='---|'*4, cells=' | '.join(cells),
+        write_text(t/'README.md', _card.format(params=sum(p.numel() for p in m.parameters()), words=len(words), steps=sum(parts), parts=', '.join(f'{p:,}' for p in parts), n=1000, heads=' | '.join(kinds), rule='---|'*4, cells=' | '.join(cells),
             curve='\n'.join(f"| {r['step']:,} | {r['answers']:.3f} |" for r in log if r['step'] in keep or r is log[-1])))

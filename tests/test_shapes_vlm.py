@@ -6,11 +6,11 @@ from sparsenb.core import UnknownName, testbeds
 from sparsenb.hooks import capture
 from sparsenb.metrics import bootstrap
 from sparsenb.models import bundled, load_model
-from sparsenb.shapes import build_shapes, code_book, colours, draw, kinds, learn_shapes, masks, places, prompt_ids, read, render, shapes, training_rows
+from sparsenb.shapes import build_shapes, code_book, colours, draw, kinds, later_rows, learn_parts, learn_shapes, masks, places, prompt_ids, read, render, shapes, training_rows, verses, words
 
 torch.set_num_threads(1)
 N = 800 # pictures
-SHA = "9f538ea54e90f784fd837b4ed3d10eec521bb7016a9fe9235adc82d5f56089ce"
+SHA = "a5e94201ff1a5ad1b9fa41bcad180c803ab0bca01cd459dbd8172ad5012ce5ce"
 
 @pytest.fixture(scope='module')
 def bed(): return testbeds['shapes_vlm']()
@@ -60,7 +60,7 @@ def test_samples_are_the_same_each_time_and_never_those_of_training(bed):
     assert torch.equal(a.ids, b.ids) and (a.images==b.images).all() and a.answers==b.answers
     batch = lambda b: next(iter(b)).ids
     assert torch.equal(batch(bed), batch(testbeds['shapes_vlm']()))
-    seen = {r[:65].numpy().tobytes() for s in range(15) for r in training_rows(s, 16)[0]}
+    seen = {r[:65].numpy().tobytes() for s in range(15) for rows in (training_rows, later_rows) for r in rows(s, 16)[0]}
     assert not any(r[:65].numpy().tobytes() in seen for r in bed.sample(500).ids)
     assert not torch.equal(testbeds['shapes_vlm'](seed=1).sample(40).ids[:,:65], a.ids[:,:65])
     before = torch.get_rng_state(); bed.sample(5); build_shapes(); assert torch.equal(before, torch.get_rng_state())
@@ -76,6 +76,27 @@ def test_training_goes_on_exactly(tmp_path):
     one,two = train(tmp_path/'a', None),train(tmp_path/'b', 5, None)
     assert all(torch.equal(one[k], two[k]) for k in one) and not torch.equal(one['transformer.wpe.weight'], build_shapes().state_dict()['transformer.wpe.weight'])
     assert (tmp_path/'a'/'step-00006.safetensors').read_bytes()==(tmp_path/'b'/'step-00006.safetensors').read_bytes()
+
+def test_the_parts_of_the_training_follow_each_other(tmp_path):
+    "Done part after part, and gone on with in the last: the same weights bit for bit; the second part starts from the first in half precision"
+    a,log = learn_parts(tmp_path/'a', (2, 2, 2), keep=(2, 5))
+    learn_parts(tmp_path/'b', (2, 2, 2), keep=(2, 5)); (tmp_path/'b'/'part-3'/'checkpoint.pt').unlink()
+    b,_ = learn_parts(tmp_path/'b', (2, 2, 2), keep=(2, 5))
+    one,two = a.state_dict(),b.state_dict()
+    assert all(torch.equal(one[k], two[k]) for k in one) and [r['step'] for r in log]==[2, 4, 6]
+    assert sorted(p.relative_to(tmp_path/'a').as_posix() for p in (tmp_path/'a').glob('*/step*'))==['part-1/step-00002.safetensors', 'part-3/step-00005.safetensors']
+
+def test_verses_repeat_after_three_words_and_hide_the_first_token_in_half_of_the_rows():
+    w = verses(400, np.random.default_rng(1)); n = w-3
+    again = n[:,1:-1]<3
+    assert w.min()>=3 and w.max()<len(words) and (n[:,2:][again]==n[:,:-2][again]).all() and (n[:,0]>=3).all()
+    assert .1<again.mean()<.25
+    hidden = []
+    for step in range(20):
+        ids,answer,seen = later_rows(step, 16)
+        assert answer[:8,1:].all() and not answer[:8,0].any() and seen[:,1:].all() and (ids[:,0]==0).all()
+        hidden.append(float((~seen[:,0]).float().mean()))
+    assert .35<np.mean(hidden)<.65 and later_rows(0, 4, 0, 0.)[2] is None
 
 def test_weights_are_small_and_those_that_were_measured(bed):
     folder = bundled()['shapes_vlm']
@@ -106,7 +127,7 @@ def test_learned_along_the_way(bed):
 
 # ---- what the model knows ----
 
-@pytest.mark.parametrize('kind', ['colour', 'shape', 'place'])
+@pytest.mark.parametrize('kind', ['colour', 'shape', 'place', 'there'])
 def test_answers_new_pictures(bed, kind):
     s = bed.sample(600, kind)
     right = (bed.said(s)==np.array(s.answers)).astype(float)
@@ -133,11 +154,15 @@ def test_hallucinations_by_hand(bed, sample):
 # ---- sinks ----
 
 @pytest.fixture(scope='module')
-def known(bed): return bed.sample(600, ['colour', 'shape', 'place']) # what the model has learned
+def known(bed): return bed.sample(600, ['colour', 'shape', 'place']) # what the model has learned first
+@pytest.fixture(scope='module')
+def found(bed, known): return bed.visual_sinks(known)
+@pytest.fixture(scope='module')
+def firsts(bed, known): return bed.visual_sinks(known, dims=bed.sink_channels('first'))
 
-def test_answers_do_without_the_patches_above_tau(bed, known):
+def test_answers_do_without_the_patches_above_tau(bed, known, found):
     "Masked in the layers where they are sinks: no more than a point; as many others, drawn by attention: clearly more"
-    v,plain = bed.visual_sinks(known),bed.said(known)
+    v,plain = found,bed.said(known)
     change,lo,hi = bed.effect(known, plain, without := bed.without(known, v.sinks))
     assert abs(change)<=1 and -1<=lo<=hi<=1, (change, lo, hi)
     a = np.array(known.answers)
@@ -149,21 +174,56 @@ def test_answers_do_without_the_patches_above_tau(bed, known):
     d = 100*(np.mean(others, 0)-(without==a))
     lo,hi = bootstrap(d)
     print(f'sinks {change:.2f}, others less sinks {d.mean():.2f} [{lo:.2f}, {hi:.2f}] points')
-    assert d.mean()<-.3 and hi<0, (d.mean(), lo, hi)
+    assert d.mean()<-1 and hi<-.5, (d.mean(), lo, hi)
 
-def test_what_var_does(bed, known):
-    v,plain = bed.visual_sinks(known),bed.said(known)
+def test_what_var_does(bed, known, found):
+    v,plain = found,bed.said(known)
     change,lo,hi = bed.effect(known, plain, bed.redistributed(known, v, p=0., rho=.5, layers=range(4)))
     assert abs(change)<=1, (change, lo, hi)
 
-@pytest.mark.xfail(strict=True, reason='reaches about 1 of 64 patches above tau in a layer, with 1.1 to 1.8 times the attention of other wall: as many as normal numbers beyond 2.5 (1.2 %)')
-def test_has_visual_sinks(bed, known):
-    "At some layer a tenth of the wall is above tau and gets twice the attention of the rest of the wall"
-    v,wall = bed.visual_sinks(known),torch.from_numpy(~known.objects)
-    def holds(l):
-        on,got = v.sinks[:,l,1:65]&wall,v.received[:,l,1:65]
-        return on.sum()/wall.sum()>.1 and got[on].mean()>2*got[wall&~on].mean()
-    assert any(holds(l) for l in range(4))
+def around(v, s, l):
+    "Share of the wall that is sink at a layer, and how many times the attention of the other wall it gets, with an interval"
+    wall = torch.from_numpy(~s.objects)
+    on,got = v.sinks[:,l,1:65]&wall,v.received[:,l,1:65]
+    rest = float(got[wall&~on].mean())
+    yes,n = (got*on).sum(1).numpy()/rest,on.sum(1).numpy()
+    return float(on.sum()/wall.sum()),float(yes.sum()/n.sum()),*bootstrap(yes, n)
+
+def test_has_visual_sinks(bed, known, found):
+    "A patch or two of each picture, most of them wall, marked in one channel at the third layer; not before the training had verses"
+    v = found
+    share,times,lo,hi = around(v, known, 2)
+    print(f'{share:.3f} of the wall, {times:.2f} [{lo:.2f}, {hi:.2f}] times the attention')
+    assert v.dims==bed.sink_channels() and len(v.dims)==1 and share>.01 and lo>2
+    assert (v.sinks[:,2]&torch.nn.functional.pad(torch.from_numpy(~known.objects), (1, known.ids.shape[1]-65))).sum()>.8*v.sinks[:,2].sum()
+    before = testbeds['shapes_vlm'](); before._model = bed.at_step(1200)
+    with pytest.raises(ValueError, match="no channel of shapes_vlm at step 1,200 makes sinks by 'attention'"): before.sink_channels()
+
+def test_patches_rest_on_a_sink(bed, known, found):
+    "In one head of the third layer, patches behind a sink put most of their attention on it, and none on the first token"
+    on = found.sinks[:200,2,:65].float()
+    p = capture(bed.model, known.ids[:200,:65], 'pattern.2')['pattern.2']
+    behind = (on.cumsum(-1)-on>0).float()
+    rests = ((p*on[:,None,None]).sum(-1)*behind[:,None]).sum(-1) # (n, heads)
+    h = int(rests.sum(0).argmax())
+    lo,hi = bootstrap(rests[:,h].numpy(), behind.sum(1).numpy())
+    even = float((on.cumsum(-1)/torch.arange(1, 66)*behind).sum()/behind.sum())
+    first = float((p[:,h,:,0]*behind).sum()/behind.sum())
+    print(f'head {h}: {rests[:,h].sum()/behind.sum():.3f} [{lo:.3f}, {hi:.3f}] on sinks, evenly {even:.3f}, on the first token {first:.3f}')
+    assert lo>.5 and even<.1 and first<.05
+
+def test_the_first_tokens_channel_marks_patches_too(known, found, firsts):
+    "At the third layer the first token is above tau in a channel in which a tenth of the wall is, with more attention than the rest"
+    v = firsts
+    assert len(v.dims)<=3 and not set(v.dims)&set(found.dims)
+    share,times,lo,hi = around(v, known, 2)
+    print(f'{share:.3f} of the wall, {times:.2f} [{lo:.2f}, {hi:.2f}] times the attention')
+    assert share>.1 and lo>1.5 and v.phi[:,2,0].mean()>v.tau
+
+@pytest.mark.xfail(strict=True, reason="reaches 2 % of the wall with 4.0 times the attention, and 13 % with 1.9 times in the first token's channel")
+def test_a_tenth_of_the_wall_is_sink_with_twice_the_attention(known, found, firsts):
+    "At some layer, by either way to find channels"
+    assert any(share>.1 and times>2 for v in (found, firsts) for share,times,*_ in (around(v, known, l) for l in range(1, 4)))
 
 # ---- bad input ----
 
@@ -174,6 +234,7 @@ def test_bad_input(bed, sample):
     with pytest.raises(UnknownName, match="did you mean 'place'"): bed.sample(4, 'plaec')
     with pytest.raises(ValueError, match='at least 1 picture, got 0'): bed.sample(0)
     with pytest.raises(UnknownName, match="unknown step '7'"): bed.at_step(7)
+    with pytest.raises(UnknownName, match="did you mean 'first'"): bed.sink_channels('frist')
     with pytest.raises(ValueError, match="does not know 'purple'"): prompt_ids(np.zeros((1, 64), int), ['what shape is purple'])
     with pytest.raises(ValueError, match='2 pictures but 1 questions'): prompt_ids(np.zeros((2, 64), int), ['where is the circle'])
     for bad in (np.zeros((28, 28, 3)), np.full((1, 32, 32, 3), np.nan)):

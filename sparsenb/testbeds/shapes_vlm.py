@@ -16,6 +16,7 @@ from ..core import UnknownName, analyses, testbeds, unknown
 from ..hooks import capture
 from ..metrics import Evaluation, Score, bootstrap, wilson
 from ..models import Model, bundled, load_model
+from ..sinkvalue import checked_tau, normed
 from ..shapes import answer_ids, ask, build_shapes, colours, draw, kinds, prompt_ids, read, render, shapes, words
 
 # %% auto #0
@@ -59,7 +60,7 @@ class ShapesVLM:
         self.noise,self.most,self.batch_size,self.seed,self._model = noise,most,batch_size,seed,None
 
     def rng(self, stream:int)->np.random.Generator:
-        "Randomness of one kind: 1 batches, 2 scoring"
+        "Randomness of one kind: 1 batches, 2 scoring, 3 finding channels"
         return np.random.default_rng(zlib.crc32(f'{self.name} {self.seed} {stream}'.encode()))
 
     def sample(self,
@@ -156,23 +157,54 @@ class VisualSinks(NamedTuple):
     dims:tuple       # channels
     tau:float
 
+def _received(m, s):
+    "float32 (n, layers, T): mean attention from the words of the questions, over heads"
+    word,got = s.mask.clone(),[]
+    word[:,:first_word] = False
+    for i in range(0, len(s.ids), 250):
+        w,c = word[i:i+250],capture(m, s.ids[i:i+250], [f'pattern.{l}' for l in range(m.n_layers)], s.mask[i:i+250])
+        got.append(torch.stack([(c[f'pattern.{l}'].mean(1)*w[...,None]).sum(1)/w.sum(1)[:,None] for l in range(m.n_layers)], 1))
+    return torch.cat(got)
+
+@patch
+def sink_channels(self:ShapesVLM,
+    by:str='attention', # or 'first': the first token's
+    tau:float=None,     # None: 20·√(d/4096)
+    n:int=300,          # pictures, which no score is taken on
+)->tuple:
+    "Channels that make sinks, by where words look or by the first token; raises `UnknownName`, and ValueError where there are none"
+    if by not in ('attention', 'first'): raise UnknownName(unknown('way to find channels', by, ('attention', 'first')))
+    m = self.model; L = range(1, m.n_layers)
+    s,tau = self.sample(n, ['colour', 'shape', 'place'], self.rng(3)),checked_tau(tau, m.d_model)
+    c = capture(m, s.ids, [f'resid_pre.{l}' for l in L], s.mask)
+    big = torch.stack([normed(c[f'resid_pre.{l}'][:,:first_word]) for l in L], 1) # (n, layers, 65, d)
+    if by=='first': on = (big[:,:,0].mean(0).amax(0)>tau)&((big>tau).float().mean((0, 1, 2))<=.25)
+    else: on = _rests(big[:,:,1:]>tau, _received(m, s)[:,1:,1:first_word], torch.from_numpy(~s.objects), self.seed)
+    if not on.any(): raise ValueError(f"no channel of {m.name} makes sinks by {by!r} with tau={tau:.3g}; name channels with dims=, or lower tau")
+    return tuple(on.nonzero().flatten().tolist())
+
+def _rests(on, got, wall, seed)->Tensor: # bool (d,)
+    "Whether patches of the wall that a channel marks, `on` (n, layers, 64, d), are few and get at least twice the attention `got` (n, layers, 64) of the others"
+    wall = wall[:,None].expand_as(got)
+    share,out = (on&wall[...,None]).float().sum((0, 1, 2))/wall.sum(),torch.zeros(on.shape[-1], dtype=torch.bool)
+    for d in ((share>=.01)&(share<=.25)).nonzero().flatten().tolist():
+        yes,no = on[...,d]&wall,~on[...,d]&wall
+        rest = (got*no).sum((0, 2))/no.sum((0, 2))  # of each layer: layers differ in what they look at
+        out[d] = bootstrap((got*yes).sum((1, 2)).numpy(), (2*rest[:,None]*yes).sum((1, 2)).numpy(), seed=seed)[0]>=1
+    return out
+
 @patch
 def visual_sinks(self:ShapesVLM,
     s:Questions,
     tau:float=None,  # a sink's value is above; None: 20·√(d/4096)
-    dims=None,       # channels; None: those in which the first token passes
+    dims=None,       # channels; None: `sink_channels`
 )->VisualSinks:
-    "Sinks of a sample; raises ValueError where the first token passes in no channel"
+    "Sinks of a sample; raises ValueError where no channel makes sinks"
     m = self.model
-    v = analyses['sink_value'](m, s.ids, s.mask, tau=tau, dims=dims, batch_size=250)
+    v = analyses['sink_value'](m, s.ids, s.mask, tau=tau, dims=self.sink_channels(tau=tau) if dims is None else dims, batch_size=250)
     every = torch.from_numpy(v.sinks)
     patch = torch.zeros(s.ids.shape[1], dtype=torch.bool); patch[1:first_word] = True
-    word = s.mask.clone(); word[:,:first_word] = False
-    got = []
-    for i in range(0, len(s.ids), 250):
-        w,c = word[i:i+250],capture(m, s.ids[i:i+250], [f'pattern.{l}' for l in range(m.n_layers)], s.mask[i:i+250])
-        got.append(torch.stack([(c[f'pattern.{l}'].mean(1)*w[...,None]).sum(1)/w.sum(1)[:,None] for l in range(m.n_layers)], 1))
-    return VisualSinks(every&patch, every&(patch|(torch.arange(len(patch))==0)), v.phi, torch.cat(got), v.dims, v.tau)
+    return VisualSinks(every&patch, every&(patch|(torch.arange(len(patch))==0)), v.phi, _received(m, s), v.dims, v.tau)
 
 def others_attended(
     v:VisualSinks,
