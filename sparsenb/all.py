@@ -29,6 +29,7 @@ from sparsenb.prompts import prompt_features, shared_features
 from sparsenb.steering import Steering, Change
 from sparsenb.sinks import sinks, Sinks
 from sparsenb.static import static_browser
+from sparsenb.graphs import check_graph, error_node, export_graph, feature_node, logit_node, read_graph, token_node
 from sparsenb.export import export_figure, export_numbers, export_neuronpedia
 from sparsenb.planner import plan, plan_collect, Forecast
 from sparsenb.outlook import plan_index, plan_evaluate

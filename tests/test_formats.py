@@ -29,7 +29,7 @@ def unpack(case, folder):
 
 def test_every_peer_is_there():
     assert {p for p,_ in CASES}=={*PEERS} and len(CASES)>=35
-    assert {*formats}=={*PEERS, 'sparsenb'}
+    assert {*formats}=={*PEERS, 'sparsenb', 'openai', 'plt', 'clt'}
 
 @quiet
 @pytest.mark.parametrize('peer,case', CASES, ids=ids)
