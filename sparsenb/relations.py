@@ -189,21 +189,31 @@ def _activity(
     return out|dict(zip(('corr_id','corr'), _correlated(row[on], f[on], val[on], n_held, d, n))), {}
 
 # %% ../nbs/55_relations.ipynb #59a6c32d
+def _vectors(W, n=None, what='a dictionary, or vectors'):
+    "float32 [n, d]; raises ValueError for another shape, NaN or infinity"
+    import torch
+    shape = f"({n or 'n'}, d)"
+    try: W = torch.as_tensor(W if torch.is_tensor(W) else np.asarray(W, np.float32)).detach().float().contiguous()
+    except (TypeError, ValueError): raise ValueError(f"{what} of shape {shape} were expected, got {type(W).__name__}") from None
+    if W.ndim!=2 or not W.numel() or n not in (None, len(W)): raise ValueError(f"{what} of shape {shape} were expected, got {tuple(W.shape)}")
+    if not torch.isfinite(W).all(): raise ValueError('the vectors hold NaN or infinity')
+    return W
+
 class Directions:
     "Plain vectors as features: the value is the dot product with each, less an offset, where it is above zero"
     name = 'directions'
     def __init__(self,
-        W,        # [n, d]: tensor or array
-        b=0.,     # number or [n]: what a dot product must exceed
+        W,          # [n, d]: tensor or array
+        b=0.,       # number or [n]: what a dot product must exceed
+        write=None, # [n, d_out]: what each adds to the residual stream, such as a neuron's row of the MLP's output matrix; `W` unless given
     ):
         import torch
-        try: self.W_dec = torch.as_tensor(W if torch.is_tensor(W) else np.asarray(W, np.float32)).detach().float().contiguous()
-        except (TypeError, ValueError): raise ValueError(f"a dictionary, or vectors of shape (n, d), were expected, got {type(W).__name__}") from None
-        if self.W_dec.ndim!=2 or not self.W_dec.numel(): raise ValueError(f"vectors of shape (n, d) were expected, got {tuple(self.W_dec.shape)}")
-        if not torch.isfinite(self.W_dec).all(): raise ValueError('the vectors hold NaN or infinity')
-        self.b = torch.as_tensor(b, dtype=torch.float32).expand(len(self.W_dec))
-        self.W_enc,(self.d_sae,self.d_in),self.rebuilds = self.W_dec.T,self.W_dec.shape,False
-    def state_dict(self): return dict(W=self.W_dec, b=self.b)
+        read = _vectors(W)
+        self.writes = write is not None
+        self.W_dec = read if write is None else _vectors(write, len(read), 'what the vectors write')
+        self.b = torch.as_tensor(b, dtype=torch.float32).expand(len(read))
+        self.W_enc,(self.d_sae,self.d_in),self.rebuilds = read.T,read.shape,False
+    def state_dict(self): return dict(W=self.W_enc.T, b=self.b) | (dict(write=self.W_dec) if self.writes else {})
     def codes(self, x):
         import torch
         from sparsenb.dictionary import Codes

@@ -450,6 +450,18 @@ def test_an_empty_dictionary_of_dead_features_has_cards(tmp_path):
 
 words = [('a.py', 'def read(self, n):\n    """Return the next n bytes."""\n' * 12), ('b.py', 'import os, sys\nfor p in sys.path: print(os.path.join(p, "x"))\n' * 9)]
 
+def test_neurons_with_what_they_write(tmp_path):
+    "The tokens that a neuron raises are those of its row of the output matrix, not of its place among the neurons"
+    from sparsenb.models import load_model
+    from sparsenb.store import ActivationStore
+    m = load_model('stdlib-4l')
+    s = ActivationStore.collect(m, words, site='mlp_act.2', n_tokens=300, path=tmp_path/'acts')
+    W_out = m.module.model.layers[2].mlp.down_proj.weight.detach().T
+    ix = FeatureIndex.build(Directions(torch.eye(s.d_in)[:8], write=W_out[:8]), s, m, path=tmp_path/'a')
+    with pytest.raises(ValueError, match=r'write of shape \(8, d\)'): Directions(torch.eye(s.d_in)[:8], write=W_out)
+    U = W_out[3]@m.unembed_weight.T.detach()
+    assert ix.logits(3)[0][0]==m.token_text([int(U.argmax())])[0] and np.isclose(ix.logits(3)[1][0], U.max().item(), rtol=1e-4) and not ix.why('logits')
+
 @pytest.fixture(scope='module')
 def real(tmp_path_factory):
     from sparsenb.core import dictionaries
