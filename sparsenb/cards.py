@@ -237,6 +237,15 @@ def dashboard(self:FeatureIndex):
     "Browse the features in a live widget"
     return widgets['feature_browser'](self)
 
+@patch
+def compare(self:FeatureIndex,
+    i:int=0,          # a feature
+    other=None,       # another index, such as that of a later checkpoint; None: this one
+    j:int|None=None,  # one of its features; None: the nearest by decoder direction
+):
+    "Set two features side by side in a live widget; raises ValueError for a feature that does not exist, or where nothing tells which is the nearest"
+    return widgets['feature_compare'](self, i, other, j)
+
 
 
 # %% ../nbs/57_cards.ipynb #f709afcc

@@ -549,3 +549,13 @@ def test_the_toy_index_of_the_widget_tests_answers_alike(made):
     for call in (lambda x: x.map(), lambda x: x.logit_histogram(0), lambda x: x.similar(11, 'decoder'), lambda x: x.similar(11, 'correlation', 5), lambda x: x.alignment(2), lambda x: x.has('map'), lambda x: x.why('map'),
                  lambda x: x.has('effects'), lambda x: x.search('3'), lambda x: x.search(density=(0, 1)), lambda x: x.title(0), lambda x: x.density, lambda x: x.max_act, lambda x: x.alive, len): assert form(call(toy))==form(call(made))
     assert toy.card(0).numbers().keys()>={'histogram.counts', 'up.effect', 'neighbours.value'} and made.card(0).numbers().keys()>={'histogram.counts', 'up.effect', 'neighbours.value'}
+
+def test_two_checkpoints_side_by_side(tmp_path):
+    "A feature's match in another index by decoder direction; indices of one name are told apart by their folders"
+    W = np.eye(12)[[2, 5, 7]]
+    a,b = FeatureIndex.build(W, Store(), path=tmp_path/'early'), FeatureIndex.build(W[[1, 2, 0]]+.1, Store(), path=tmp_path/'late')
+    w = a.compare(0, b)
+    assert (w.left, w.right)==(0, 2) and '(early)' in w.said.value and '(late)' in w.said.value
+    w.left = 1
+    assert w.right==0 and '(late)' not in a.compare(0, j=1).said.value
+    with pytest.raises(ValueError, match='feature 3 does not exist'): a.compare(3, b)

@@ -60,8 +60,9 @@ class FeatureCompare(Stilled, ipywidgets.VBox):
 
     def _say(self):
         "What the two have to do with each other"
-        same,where = self.a is self.b,lambda x: f'{x.name} at {x.site}' if hasattr(x, 'site') else x.name
-        of = f'Features {self.left} and {self.right} of {where(self.a)}' if same else f'Feature {self.left} of {where(self.a)}, and feature {self.right} of {where(self.b)}'
+        same,where = self.a is self.b,[f'{x.name} at {x.site}' if hasattr(x, 'site') else x.name for x in (self.a, self.b)]
+        if not same and where[0]==where[1]: where = [w+(f' ({x.path.name})' if getattr(x, 'path', None) else '') for w,x in zip(where, (self.a, self.b))] # two checkpoints
+        of = f'Features {self.left} and {self.right} of {where[0]}' if same else f'Feature {self.left} of {where[0]}, and feature {self.right} of {where[1]}'
         self.said.value = f'<div class="snb"><div class="snb-c">{escaped(of)}'+(f'; cosine of their decoder rows {show_number(self._cos, 3)}.' if self._cos is not None else '.')+'</div></div>'
 
     def still(self): return [self.a.card(self.left), self.b.card(self.right)]
