@@ -142,7 +142,7 @@ def figure(self, dynamics=None):
     d = self.dynamics() if dynamics is None else dynamics
     knows,groks = grokking(d)
     series = {k: np.maximum(d[k], 1e-6) for k in ('train loss', 'test loss', 'restricted loss', 'local dimension')}
-    return view('Lines', 'Grokking', d.steps, series, 'step', 'cross-entropy, nats, and dimension', f"training pairs known at step {knows}, all pairs at step {groks}. {d.caption}", log_y=True)
+    return view('Lines', 'Grokking', d.steps, series, 'step', 'cross-entropy, nats, and dimension', f"training pairs known {'never' if knows is None else f'at step {knows}'}, all pairs {'never' if groks is None else f'at step {groks}'}. {d.caption}", log_y=True)
 
 def grokking(d:Dynamics)->tuple: # steps; None: never
     "When training pairs, and when the others, are known: three checkpoints in a row above .99, and above .9"
