@@ -13,9 +13,9 @@ from .core import UnknownName, atomic_folder, dictionaries, formats, unknown, wi
 from .dictionary import Dictionary
 
 # %% auto #0
-__all__ = ['Fields', 'read_safetensors', 'read_torch', 'npz_names', 'read_npz', 'checked', 'through', 'moved', 'build', 'note',
-           'noted', 'files_in', 'has_files', 'found', 'folded', 'plain', 'new_folder', 'sniff', 'read_dictionary',
-           'write_dictionary', 'convert']
+__all__ = ['Fields', 'read_safetensors', 'unpickled', 'read_torch', 'npz_names', 'read_npz', 'checked', 'through', 'moved',
+           'build', 'note', 'noted', 'files_in', 'has_files', 'found', 'folded', 'plain', 'new_folder', 'sniff',
+           'read_dictionary', 'write_dictionary', 'convert']
 
 # %% ../nbs/46_convert.ipynb #8b4be1ee
 def _file(path):
@@ -98,19 +98,33 @@ def _archive(path, plain):
         if bad := z.testzip(): raise ValueError(f"{path} is damaged: {bad} has another checksum")
     return sizes
 
-def read_torch(path:Path)->dict: # name -> tensor
-    "The tensors of a `state_dict` that torch saved; nothing else is read, no code in it is run; raises FileNotFoundError, ValueError"
+def _plain(path, k, t):
+    "Raise ValueError for a tensor without its own data in memory, one number after another"
+    if t.layout!=torch.strided or t.is_quantized or t.device.type!='cpu' or t.numel()*t.element_size()>t.untyped_storage().nbytes(): raise ValueError(f"{path}: {k!r} is no plain tensor with its own data")
+
+def unpickled(
+    path:Path,
+    holds:str='tensors', # what the file may hold, in a refusal's words
+)->dict:
+    "What torch saved as a dict named by texts, read as data, no code in it run; raises FileNotFoundError, ValueError"
     with _reading(_file(path), 'a state_dict saved by torch.save'):
         if not zipfile.is_zipfile(path): raise ValueError(f"{path} is not an archive as torch.save writes it since version 1.6")
         _archive(path, plain=True)
         try: state = torch.load(path, map_location='cpu', weights_only=True)
         except Exception as e:
             if 'nsupported' not in str(e) and 'WeightsUnpickler' not in str(e): raise
-            raise ValueError(f"{path} holds a pickled object, not only tensors: reading it could run code, so it is refused; save the `state_dict()` instead") from None
-    if not isinstance(state, dict): raise ValueError(f"{path} holds a {type(state).__name__}, a state_dict was expected")
+            raise ValueError(f"{path} holds a pickled object, not only {holds}: reading it could run code, so it is refused; save the `state_dict()` instead") from None
+        if not isinstance(state, dict): raise ValueError(f"{path} holds a {type(state).__name__}, a state_dict was expected")
+        for k,t in state.items():
+            if not isinstance(k, str): raise ValueError(f"{path}: {str(k)[:60]!r} is a {type(t).__name__}; a state_dict of tensors was expected")
+            if isinstance(t, Tensor): _plain(path, k, t)
+    return state
+
+def read_torch(path:Path)->dict: # name -> tensor
+    "The tensors of a `state_dict` that torch saved; nothing else is read, no code in it is run; raises FileNotFoundError, ValueError"
+    state = unpickled(path)
     for k,t in state.items():
-        if not isinstance(k, str) or not isinstance(t, Tensor): raise ValueError(f"{path}: {str(k)[:60]!r} is a {type(t).__name__}; a state_dict of tensors was expected")
-        if t.layout!=torch.strided or t.is_quantized or t.device.type!='cpu' or t.numel()*t.element_size()>t.untyped_storage().nbytes(): raise ValueError(f"{path}: {k!r} is no plain tensor with its own data")
+        if not isinstance(t, Tensor): raise ValueError(f"{path}: {str(k)[:60]!r} is a {type(t).__name__}; a state_dict of tensors was expected")
     return state
 
 # %% ../nbs/46_convert.ipynb #c318caac

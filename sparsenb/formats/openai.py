@@ -4,11 +4,11 @@
 
 # %% ../../nbs/formats/openai.ipynb #ee11d4aa
 from __future__ import annotations
-import json, re, torch, zipfile
+import json, re, torch
 from pathlib import Path
 from torch import Tensor
 from ..core import atomic_file, formats, write_json, writable
-from ..convert import Fields, _archive, _file, _reading, build, checked, folded, note, noted, plain
+from ..convert import Fields, _reading, build, checked, folded, note, noted, plain, unpickled
 from ..dictionary import Dictionary
 
 # %% auto #0
@@ -35,17 +35,9 @@ def _place(parts):
 # %% ../../nbs/formats/openai.ipynb #5eafefa8
 def _load(path):
     "The tensors of the file, and what else it says"
-    with _reading(_file(path), 'a state_dict saved by torch.save'):
-        if not zipfile.is_zipfile(path): raise ValueError(f"{path} is not an archive as torch.save writes it since version 1.6")
-        _archive(path, plain=True)
-        try: state = torch.load(path, map_location='cpu', weights_only=True)
-        except Exception as e:
-            if 'nsupported' not in str(e) and 'WeightsUnpickler' not in str(e): raise
-            raise ValueError(f"{path} holds a pickled object, not only tensors and settings: reading it could run code, so it is refused") from None
-        if not isinstance(state, dict) or any(type(k) is not str for k in state): raise ValueError(f"{path} holds no state_dict")
-        tensors,said = {k: v for k,v in state.items() if isinstance(v, Tensor)},{k: dict(v) if isinstance(v, dict) else v for k,v in state.items() if not isinstance(v, Tensor)}
-        for k,t in tensors.items():
-            if t.layout!=torch.strided or t.is_quantized or t.device.type!='cpu' or t.numel()*t.element_size()>t.untyped_storage().nbytes(): raise ValueError(f"{path}: {k!r} is no plain tensor with its own data")
+    state = unpickled(path, 'tensors and settings')
+    tensors,said = {k: v for k,v in state.items() if isinstance(v, Tensor)},{k: dict(v) if isinstance(v, dict) else v for k,v in state.items() if not isinstance(v, Tensor)}
+    with _reading(path, 'a state_dict saved by torch.save'):
         for k,v in said.items(): # a pickle can nest a value in itself, or a million times
             if any(type(s) not in (str, int, float, bool, type(None)) for s in ((*v, *v.values()) if type(v) is dict else (v,))): raise ValueError(f"{path}: {k[:60]!r} is neither a tensor nor a plain setting")
         return tensors, json.loads(json.dumps(said), parse_constant=str)
