@@ -6,7 +6,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT/'_docs'
 SRC = OUT/'source'
 PARTS = [('The spine', 'nbs/[0-9]*.ipynb'), ('Dictionaries', 'nbs/dictionaries/*.ipynb'), ('Probes', 'nbs/probes/*.ipynb'), ('Analyses', 'nbs/analyses/*.ipynb'),
-    ('Testbeds', 'nbs/testbeds/*.ipynb'), ('Formats', 'nbs/formats/*.ipynb'), ('Widgets', 'nbs/widgets/*.ipynb'), ('Reports', 'sparsenb/templates/*.ipynb'), ('Studies', 'examples/*.ipynb')]
+    ('Testbeds', 'nbs/testbeds/*.ipynb'), ('Evaluations', 'nbs/evaluations/*.ipynb'), ('Explainers', 'nbs/explainers/*.ipynb'), ('Formats', 'nbs/formats/*.ipynb'), ('Widgets', 'nbs/widgets/*.ipynb'), ('Reports', 'sparsenb/templates/*.ipynb'), ('Studies', 'examples/*.ipynb')]
 
 
 def tidy(nb):
