@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
 from fastcore.basics import patch
-from .core import UnknownName, atomic_folder, probes, progress as progress_bar, read_json, seed_of, unknown, view, write_json
+from .core import UnknownName, atomic_folder, probes, progress as progress_bar, read_json, seed_of, unknown, view, widgets, write_json
 from .corpus import load_corpus
 from .hooks import capture
 from .labels import _of_texts, counts, task_label
@@ -197,6 +197,59 @@ def load(cls:ProbeSweep, path:Path|str)->ProbeSweep:
         for name in f.head: i,n = name.split('.'); readings.setdefault(keys[int(i)], {})[n] = f.read(name).numpy()
         return cls(h['model'], *(tuple(h[k]) for k in ('layers', 'sites', 'tasks', 'probes')), scores, readings, h['cfg'], np.array(h['rows']))
     except (KeyError, TypeError, IndexError, OSError) as e: raise ValueError(f"{path} holds no sweep of probes: {type(e).__name__}: {e}") from None
+
+# %% ../nbs/79_probe_sweep.ipynb #00425ad8
+def _full(layer, site): return site if layer is None else f'{site}.{layer}'
+
+@patch
+def features(self:ProbeSweep, layer, site:str)->tuple: # keys of the linear probes, `Directions` or None
+    "The linear probes of one site as features, in the order of the readings"
+    from sparsenb.index import Directions
+    keys = [k for k in self.readings if k[:2]==(layer, site)]
+    if not keys: return [],None
+    W,b = (np.array([(r[1]-r[0] if len(r)==2 else r[0]) for r in (np.asarray(self.readings[k][n]) for k in keys)]) for n in ('weight', 'bias'))
+    size = np.linalg.norm(W, axis=1)
+    some = np.where(size>0, size, 1)
+    return keys,Directions((W/some[:,None]).astype(np.float32), (-b/some).astype(np.float32))
+
+@patch
+def indexes(self:ProbeSweep,
+    model=None,            # anything `load_model` takes; None: by the sweep's name
+    text='stdlib',         # anything `load_corpus` takes, that the model reads
+    n_tokens:int=20_000,
+    path:Path|str=None,    # folder of the indexes; None: in the cache
+    **kw,                  # of `FeatureIndex.build`
+)->dict:                   # full site name -> FeatureIndex
+    "Read a text once for each site, for the tokens along its linear probes"
+    from sparsenb.index import FeatureIndex
+    model,text,out = load_model(self.model if model is None else model),load_corpus(text),{}
+    for layer,site in dict.fromkeys(k[:2] for k in self.readings):
+        (keys,D),name = self.features(layer, site),_full(layer, site)
+        out[name] = FeatureIndex.build(D, text, model, site=name, n_tokens=n_tokens, names=[f'{t} · {p}' for _,_,t,p in keys], path=None if path is None else Path(path)/name, **kw)
+    return out
+
+@patch
+def indexed(self:ProbeSweep,
+    index, # FeatureIndex, several, or a dict of `indexes`; None: none
+)->dict:   # (layer, site, task, probe) -> FeatureIndex and the feature's number
+    "Where the linear probes are found; raises ValueError for an index of other directions"
+    from sparsenb.index import fingerprint
+    given = list(index.values()) if isinstance(index, Mapping) else [] if index is None else [index] if hasattr(index, 'site') else list(index)
+    places,out = {_full(*k[:2]): k[:2] for k in self.readings},{}
+    for i in given:
+        if i.site not in places: raise UnknownName(unknown('site of linear probes', i.site, places))
+        keys,D = self.features(*places[i.site])
+        if i.info['made']['dictionary']!=fingerprint(D): raise ValueError(f"{i.path} is not an index of this sweep's probes at {i.site}: build it by `sweep.indexes(…)`")
+        out |= {k: (i, n) for n,k in enumerate(keys)}
+    return out
+
+@patch
+def atlas(self:ProbeSweep,
+    index=None, # of `indexes`; None: cards without tokens
+    **kw,       # layer, site, task, probe, metric: what is chosen at first
+):
+    "All probes as a map of layers and sites, and the card of the chosen one: the widget `probe_atlas`"
+    return widgets['probe_atlas'](self, index, **kw)
 
 # %% ../nbs/79_probe_sweep.ipynb #449e367d
 def _places(model, layers, sites): # -> [(layer or None, site, full name)]
