@@ -228,3 +228,8 @@ def test_the_top_level_is_the_agreed_one():
     assert top<={'settings.ini', 'nbs', 'sparsenb', 'tests', 'examples', 'benchmarks', 'README.md', 'CHANGELOG.md', 'Makefile', 'constraints.txt', 'pyproject.toml', 'LICENSE', '.ci', '.gitignore', '.gitattributes'}
     tracked = r.stdout.split('\n')
     assert not [f for f in tracked if f.endswith(('.pyc', '.pt', '.pkl', '.bin')) or f.startswith(('runs/', '_docs/', '_proc/'))]
+
+def test_files_of_tests_have_names_of_their_own():
+    "They are no packages, so pytest takes two files of one name for one module and reads neither"
+    names = [p.name for p in (ROOT/'tests').rglob('test_*.py')]
+    assert sorted(n for n in {*names} if names.count(n)>1)==[]
