@@ -2671,6 +2671,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'sparsenb.judging.intruder': ('judging.html#intruder', 'sparsenb/judging.py'),
                                   'sparsenb.judging.marks': ('judging.html#marks', 'sparsenb/judging.py'),
                                   'sparsenb.judging.mask_iou': ('judging.html#mask_iou', 'sparsenb/judging.py'),
+                                  'sparsenb.judging.picked': ('judging.html#picked', 'sparsenb/judging.py'),
                                   'sparsenb.judging.pmi': ('judging.html#pmi', 'sparsenb/judging.py'),
                                   'sparsenb.judging.rates': ('judging.html#rates', 'sparsenb/judging.py'),
                                   'sparsenb.judging.scored': ('judging.html#scored', 'sparsenb/judging.py'),

@@ -12,7 +12,7 @@ from .cards import Explanation
 from .core import progress
 from .corpus import load_corpus
 from .explanations import Explanations, Record, _name_of, explained
-from .judging import _runs, _scored, _understood, detection, simulation
+from .judging import _scored, _understood, detection, picked, simulation
 from .labels import labels_at
 from .rules import Context, Rule
 from .scores import Score, wilson
@@ -48,18 +48,8 @@ planted = {'self': Rule('word', 'self'), 'constants': Rule('words', ('true', 'fa
 
 def unit_test(explanation:str, active:list, silent:list, judge:Callable=None, n_ways:int=3, seed:int=0, **kw)->dict: # unit_test: share chosen
     "Which of three contexts is the one with the feature? Raises ValueError where there are too few without it"
-    run,rng,got,answers = _runs(explanation, judge),np.random.default_rng(seed),[],[]
     if len(silent)<n_ways-1: raise ValueError(f"a choice of {n_ways} needs {n_ways-1} contexts without the feature, got {len(silent)}")
-    for c in active:
-        shown = [silent[k] for k in rng.choice(len(silent), n_ways-1, replace=False)]
-        at = int(rng.integers(n_ways)); shown.insert(at, c)
-        if run:
-            held = np.array([explanation.predict(x).mean() for x in shown])
-            got.append(float(held[at]==held.max())/int((held==held.max()).sum()))
-            continue
-        answers.append(judge(f"A feature of a language model is active on: {explanation}\n\nIt is active in one of these texts. Which? Answer its number, 1 to {n_ways}, nothing else.\n\n"+'\n\n'.join(f'Text {k}:\n{x.text}' for k,x in enumerate(shown, 1))+'\n\nAnswer:'))
-        n = re.findall(r'\d+', str(answers[-1]))
-        got.append(float(int(n[0])==at+1) if len(n)==1 and 1<=int(n[0])<=n_ways else None)
+    got,answers = picked(explanation, active, silent, 'It is active in one of these texts. Which?', np.max, judge, seed, n_ways)
     ok = _understood(got, answers)
     hit = np.array([g for g in got if g is not None])
     return dict(unit_test=_scored('unit_test', lambda w: w@hit/w.sum(1), len(hit), [c.doc for c,k in zip(active, ok) if k], int((~ok).sum()), seed=seed, **kw))

@@ -13,8 +13,8 @@ from .rules import Context
 from .scores import Score
 
 # %% auto #0
-__all__ = ['L', 'R', 'scorers', 'written', 'rates', 'detection', 'marks', 'fuzzing', 'simulation', 'intruder', 'auroc', 'encoder',
-           'embedding', 'scored', 'pmi', 'mask_iou']
+__all__ = ['L', 'R', 'scorers', 'written', 'rates', 'detection', 'marks', 'fuzzing', 'simulation', 'picked', 'intruder', 'auroc',
+           'encoder', 'embedding', 'scored', 'pmi', 'mask_iou']
 
 # %% ../nbs/77_judging.ipynb #26065855
 L,R = '<<','>>'
@@ -138,20 +138,32 @@ def simulation(explanation:str, active:list, silent:list, judge:Callable=None, *
     return dict(simulation=_scored('simulation', lambda w: _pearson(sums, w), len(sums), [c.doc for c,k in zip(cs, ok) if k], int((~ok).sum()), **kw))
 
 # %% ../nbs/77_judging.ipynb #8ce94eb7
-def intruder(explanation:str, active:list, silent:list, judge:Callable=None, seed:int=0, n_shown:int=5, **kw)->dict: # intruder: share found
-    "Which of some contexts is the one without the feature? Raises ValueError where there are too few with it"
+def picked(
+    explanation:str, # with `predict`, or judged
+    ones:list,       # contexts to be found
+    among:list,      # contexts to draw the others from
+    question:str,    # to a judge
+    best:Callable,   # np.max or np.min: which share of predicted tokens the one has
+    judge:Callable=None, seed:int=0, n:int=5,
+)->tuple[list,list]: # 1 where it is found, a share where several are as likely, None for no answer; the answers
+    "Find each of some contexts among others, n in all"
     run,rng,got,answers = _runs(explanation, judge),np.random.default_rng(seed),[],[]
-    if len(active)<n_shown-1: raise ValueError(f"an intruder among {n_shown} needs {n_shown-1} contexts with the feature, got {len(active)}")
-    for c in silent:
-        shown = [active[k] for k in rng.choice(len(active), n_shown-1, replace=False)]
-        at = int(rng.integers(n_shown)); shown.insert(at, c)
+    for c in ones:
+        shown = [among[k] for k in rng.choice(len(among), n-1, replace=False)]
+        at = int(rng.integers(n)); shown.insert(at, c)
         if run:
             held = np.array([explanation.predict(x).mean() for x in shown])
-            got.append(float(held[at]==held.min())/int((held==held.min()).sum()))
+            got.append(float(held[at]==best(held))/int((held==best(held)).sum()))
             continue
-        answers.append(_asked(judge, explanation, f'It is active in all but one of these texts. Which is the one? Answer its number, 1 to {n_shown}, nothing else.', '\n\n'.join(f'Text {k}:\n{x.text}' for k,x in enumerate(shown, 1))))
-        n = re.findall(r'\d+', str(answers[-1]))
-        got.append(float(int(n[0])==at+1) if len(n)==1 and 1<=int(n[0])<=n_shown else None)
+        answers.append(_asked(judge, explanation, f'{question} Answer its number, 1 to {n}, nothing else.', '\n\n'.join(f'Text {k}:\n{x.text}' for k,x in enumerate(shown, 1))))
+        said = re.findall(r'\d+', str(answers[-1]))
+        got.append(float(int(said[0])==at+1) if len(said)==1 and 1<=int(said[0])<=n else None)
+    return got,answers
+
+def intruder(explanation:str, active:list, silent:list, judge:Callable=None, seed:int=0, n_shown:int=5, **kw)->dict: # intruder: share found
+    "Which of some contexts is the one without the feature? Raises ValueError where there are too few with it"
+    if len(active)<n_shown-1: raise ValueError(f"an intruder among {n_shown} needs {n_shown-1} contexts with the feature, got {len(active)}")
+    got,answers = picked(explanation, silent, active, 'It is active in all but one of these texts. Which is the one?', np.min, judge, seed, n_shown)
     ok = _understood(got, answers)
     hit = np.array([g for g in got if g is not None])
     return dict(intruder=_scored('intruder', lambda w: w@hit/w.sum(1), len(hit), [c.doc for c,k in zip(silent, ok) if k], int((~ok).sum()), seed=seed, **kw))

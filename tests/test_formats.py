@@ -8,6 +8,7 @@ import numpy as np, pytest, torch
 from safetensors.torch import load_file, save_file
 from sparsenb.convert import convert, read_dictionary, sniff, write_dictionary
 from sparsenb.core import UnknownName, dictionaries, formats
+from damaging import damaged
 
 torch.set_num_threads(1)
 PEERS = ('dictionary_learning','gemma_scope','overcomplete','sae_lens','sparsify')
@@ -330,22 +331,7 @@ def test_the_command(tmp_path, capsys):
 FUZZED = dict(sae_lens='jumprelu-True', sparsify='skip_transcoder', dictionary_learning='MatryoshkaBatchTopKSAE-5', overcomplete='TopKSAE-l2-own', gemma_scope='jumprelu', sparsenb='')
 values = (None, True, False, 0, 1, -1, 2, 3, 10**9, 1<<70, -.5, 1e300, float('inf'), float('nan'), '', 'x', [], [1], {}, dict(a=1), 'topk', 'hook_z', 'l1')
 
-def damage(files, r):
-    "The same files with one or several things wrong"
-    files = dict(files)
-    for _ in range(r.choice((1, 1, 2))):
-        n = r.choice(sorted(files)); b = bytearray(files[n]); how = r.randrange(7)
-        if not b: continue
-        if how==0:
-            for _ in range(r.choice((1, 3, 30))): b[r.randrange(len(b))] ^= 1<<r.randrange(8)
-        elif how==1: b = b[:r.randrange(len(b))]
-        elif how==2: i = r.randrange(len(b)); b[i:i+r.randrange(1, 60)] = bytes(r.randrange(256) for _ in range(r.randrange(1, 60)))
-        elif how==3: i = r.randrange(min(len(b), 400)); b[i] = r.randrange(256) # heads hold names, sizes and offsets
-        elif how==4 and len(files)>1: other = r.choice(sorted(files)); b = bytearray(files[other])
-        elif n.endswith('.json'): b = bytearray(swapped_json(b, r))
-        else: b = bytearray(swapped(n, bytes(b), r))
-        files[n] = bytes(b)
-    return files
+def damage(files, r): return damaged(files, r, lambda n, b, r: swapped_json(b, r) if n.endswith('.json') else swapped(n, b, r))
 
 def swapped_json(b, r):
     "Another value, one field less, one more, at any depth"

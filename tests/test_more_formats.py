@@ -11,6 +11,7 @@ from sparsenb.core import dictionaries, formats
 from sparsenb.formats.openai import layer_norm
 from sparsenb.formats.plt import write_layers, yaml_fields
 from sparsenb.graphs import check_graph, error_node, export_graph, feature_node, feature_number, logit_node, read_graph, token_node
+from damaging import damaged
 
 torch.set_num_threads(1)
 near = lambda a,b,tol=1e-5: torch.testing.assert_close(torch.as_tensor(a).detach().float(), torch.as_tensor(b).detach().float(), rtol=tol, atol=tol)
@@ -381,21 +382,7 @@ def test_the_command(tmp_path, capsys):
 
 values = (None, True, False, 0, 1, -1, 2, 3, 10**9, 1<<70, 10**400, -.5, 1e300, float('inf'), float('nan'), '', 'x', [], [1], {}, dict(a=1), 'topk', 'relu', 'ReLU', 'TopK', 'E', '2')
 
-def damage(files, r):
-    "The same files with one or several things wrong"
-    files = dict(files)
-    for _ in range(r.choice((1, 1, 2))):
-        n = r.choice(sorted(files)); b = bytearray(files[n]); how = r.randrange(7)
-        if not b: continue
-        if how==0:
-            for _ in range(r.choice((1, 3, 30))): b[r.randrange(len(b))] ^= 1<<r.randrange(8)
-        elif how==1: b = b[:r.randrange(len(b))]
-        elif how==2: i = r.randrange(len(b)); b[i:i+r.randrange(1, 60)] = bytes(r.randrange(256) for _ in range(r.randrange(1, 60)))
-        elif how==3: i = r.randrange(min(len(b), 400)); b[i] = r.randrange(256) # heads hold names, sizes and offsets
-        elif how==4 and len(files)>1: b = bytearray(files[r.choice(sorted(files))])
-        else: b = bytearray(swapped_fields(n, bytes(b), r) if n.endswith(('.json', '.yaml')) else swapped_tensors(n, bytes(b), r))
-        files[n] = bytes(b)
-    return files
+def damage(files, r): return damaged(files, r, lambda n, b, r: (swapped_fields if n.endswith(('.json', '.yaml')) else swapped_tensors)(n, b, r))
 
 def swapped_fields(name, b, r):
     "Another value, one field less, one more, at any depth"
