@@ -1,7 +1,8 @@
 "The dashboard in JupyterLab, as a person uses it: search, pick, brush, hover, keys, map, compare; what is clicked reaches the kernel, what the kernel sets is drawn"
-import json, statistics, time
+import json, statistics
 import pytest
 from toy_index import ToyIndex
+from asking import says
 
 START = '''import sys; sys.path.insert(0, {tests!r})
 from toy_index import ToyIndex
@@ -15,11 +16,6 @@ def theme(nb, name):
     nb.wait_for_function(f"document.body.dataset.jpThemeLight==='{'false' if name=='Dark' else 'true'}'"); nb.wait_for_timeout(500)
 def shown(nb, i): nb.wait_for_function(f"document.querySelector('{FC}')?.dataset.feature==='{i}' && document.querySelector('.snb-left [aria-selected=true]')?.dataset.id==='{i}'")
 def listed(nb): return nb.evaluate("[...document.querySelectorAll('.snb-left .snb-row')].map(r => +r.dataset.id)")
-def says(nb, code, want, seconds=20):
-    "The kernel comes to say it: a widget's message may arrive after the page has changed"
-    end = time.monotonic()+seconds
-    while (got:=nb.python(code))!=want and time.monotonic()<end: time.sleep(.1)
-    assert got==want
 def overflow(nb, what): return nb.evaluate(f"(() => {{ const a = document.querySelector('{what}'); return a.scrollWidth-a.clientWidth }})()")
 def clean(nb): assert nb.fetched==[] and nb.complaints==[]
 

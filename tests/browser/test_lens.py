@@ -1,6 +1,6 @@
 "The lens in JupyterLab, used as a person does: type, point, pick, change the colour; and on a page from the disk"
-import time
 import pytest
+from asking import says
 
 PROMPT = 'def area(radius):\n    return'
 START = "import torch; torch.set_num_threads(1)\nfrom sparsenb.readout import AffineLens\nfrom sparsenb.lenses import lens\nfrom sparsenb.models import load_model\nm = load_model('stdlib-4l')\nother = AffineLens(4, 256, 'tuned')\nother.bias.data.normal_(std=.2, generator=torch.Generator().manual_seed(0))"
@@ -8,11 +8,6 @@ HOSTILE = 'x = "<img src=x onerror=boom()>" # \u202e<script>boom()</script>\n\ty
 CELL = '.snb-lens td[data-at="{},{}"]'
 
 def theme(nb, name): nb.evaluate("name => jupyterapp.commands.execute('apputils:change-theme', {theme: name})", f'JupyterLab {name}')
-def says(nb, code, want, seconds=20):
-    "The kernel comes to say it"
-    end = time.monotonic()+seconds
-    while (got := nb.python(code))!=want and time.monotonic()<end: time.sleep(.1)
-    assert got==want
 def heats(page): return page.evaluate("[...document.querySelectorAll('.snb-lens td[data-at]')].map(c => parseInt(c.style.getPropertyValue('--v')))")
 def wide(page): return page.evaluate("(() => { const a = document.querySelector('.snb-lens'); return a.scrollWidth-a.clientWidth })()")
 

@@ -1,6 +1,7 @@
 "The live panels in JupyterLab, used as a person does: type a prompt, click tokens and features, steer, copy the code"
-import json, time
+import json
 import pytest
+from asking import says
 
 START = '''import sys; sys.path.insert(0, {tests!r})
 import torch; torch.set_num_threads(1)
@@ -26,11 +27,6 @@ def start(root): return START.format(tests=str(root/'tests'))
 def side_closed(nb): nb.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
 def theme(nb, name): nb.evaluate("name => jupyterapp.commands.execute('apputils:change-theme', {theme: name})", f'JupyterLab {name}')
 
-def says(nb, code, want, seconds=20):
-    "The kernel comes to say it"
-    end = time.monotonic()+seconds
-    while (got:=nb.python(code))!=want and time.monotonic()<end: time.sleep(.1)
-    assert got==want
 
 
 def dark_and_narrow(nb, panel, height, name):

@@ -1,7 +1,8 @@
 "The atlas of probes as a person uses it: cells, keys, tasks, the card of a direction; live in JupyterLab, and from the disk with no network"
-import sys, time
+import sys
 import pytest
 from sparsenb.views import page as html_page
+from asking import says
 
 S,C = '.snb-pa','.snb-pa-card .snb-fc'
 TEXT = '"""Areas of shapes."""\ndef area(width, height):\n    """Area of a rectangle"""\n    return width*height\n\nclass Shape(list):\n    def __len__(self): return max(1, sum([len(x) for x in (self, ())]))\n'*6
@@ -10,11 +11,6 @@ TEXT = '"""Areas of shapes."""\ndef area(width, height):\n    """Area of a recta
 def helpers(root):
     if str(root/'tests') not in sys.path: sys.path.insert(0, str(root/'tests'))
 
-def says(nb, code, want, seconds=20):
-    "The kernel comes to say it"
-    end = time.monotonic()+seconds
-    while (got := nb.python(code))!=want and time.monotonic()<end: time.sleep(.1)
-    assert got==want
 def at(p, *place): p.wait_for_function(f"want => document.querySelector('{S}')?.dataset.at === want", arg=','.join(map(str, place)))
 def titled(p, want): p.wait_for_function(f"want => document.querySelector('{C} .snb-n')?.innerText.includes(want) && !document.querySelector('.snb-pa-card').hidden", arg=want)
 def wide(p): return p.evaluate("Math.max(...[...document.querySelectorAll('.snb-pa, .snb-pa-card')].map(a => a.scrollWidth-a.clientWidth))")

@@ -3,7 +3,6 @@ import json, statistics
 import numpy as np, pytest, torch
 from sparsenb.models import load_model
 from sparsenb.sinks import sinks
-from sparsenb.views import page as html_page
 from toy_index import HOSTILE
 
 S = '.snb-sinks'

@@ -4,6 +4,7 @@ import numpy as np, pytest
 from sparsenb.trajectory import Trajectory
 from sparsenb.views import page as html_page
 from toy_index import HOSTILE
+from asking import says
 
 S = '.snb-tp'
 MAKE = '''
@@ -31,11 +32,6 @@ FRAMES = """async seconds => { const out = []; let was = performance.now(); cons
 def helpers(root):
     if str(root/'tests') not in sys.path: sys.path.insert(0, str(root/'tests'))
 
-def says(nb, code, want, seconds=20):
-    "The kernel comes to say it"
-    end = time.monotonic()+seconds
-    while (got := nb.python(code))!=want and time.monotonic()<end: time.sleep(.1)
-    assert got==want
 def chosen(nb, name, a, b, within, seconds=20):
     "The kernel comes to know this stretch; its last step"
     end = time.monotonic()+seconds

@@ -1,9 +1,9 @@
 "The widgets in JupyterLab: what is clicked reaches the kernel, what the kernel sets is drawn, hostile text stays text"
-import time
 import pytest
 from sparsenb.static import static_browser
 from sparsenb.views import Lines, Table, page
 from toy_index import HOSTILE, ToyIndex
+from asking import says
 
 START = '''import sys; sys.path.insert(0, {tests!r})
 from toy_index import HOSTILE, ToyIndex
@@ -39,11 +39,6 @@ def test_themes_and_narrow_cells(notebook, start):
     nb.wait_for_function("document.body.dataset.jpThemeLight==='true'")
 
 
-def says(nb, code, want, seconds=20):
-    "The kernel comes to say it: a widget's message may arrive after the page has changed"
-    end = time.monotonic()+seconds
-    while (got:=nb.python(code))!=want and time.monotonic()<end: time.sleep(.1)
-    assert got==want
 
 def test_tokens_are_chosen_by_mouse_and_keys(notebook, start):
     nb = notebook([start, "w = widgets['tokens'](Tokens('t', (('a', ' b', 'c'), ('d', '\\n')), ([1, 2, 0], [-4, 1]), peaks=(1, 0)))\nw"])
