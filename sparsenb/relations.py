@@ -22,6 +22,15 @@ def _product(x, W):
     from sparsenb.kernels import product
     return product(x, W, torch.empty(len(x), len(W), device=x.device))
 
+def _by_parts(n, width, fn, at_once=1<<24):
+    "Arrays [n, …] of what `fn` says of a slice of the rows. They are there before the second slice: small results left between large passing ones would cut the heap to pieces, and every slice would take new memory"
+    out = []
+    for s in _parts(n, width, at_once):
+        got = [t.cpu().numpy() for t in fn(s)]
+        if not out: out = [np.empty((n, *g.shape[1:]), g.dtype) for g in got]
+        for o,g in zip(out, got): o[s] = g
+    return out
+
 def _direct(
     W_dec,    # tensor [d_sae, d_model]
     W_U,      # tensor [d_vocab, d_model]
@@ -30,15 +39,15 @@ def _direct(
 )->dict:      # up_id, up, down_id, down [d_sae, n]; effect_range [d_sae, 2], effect_hist [d_sae, n_bins]
     "Tokens that a decoder row raises and lowers most, directly, and the histogram of all effects"
     import torch
-    W,U,out = W_dec.float().contiguous(),W_U.float().contiguous().to(W_dec.device),[]
-    for s in _parts(len(W), len(U), 1<<22):
+    W,U = W_dec.float().contiguous(),W_U.float().contiguous().to(W_dec.device)
+    def one(s):
         y = _product(W[s], U)
         (u,iu),(d,id_) = y.topk(n), y.topk(n, largest=False)
         lo,hi = d[:,:1], u[:,:1]
         at = ((y-lo)*(n_bins/(hi-lo).clamp_min(1e-30))).int().clamp_(0, n_bins-1)
         at += torch.arange(len(y), dtype=torch.int32, device=y.device)[:,None]*n_bins
-        out.append([iu, u, id_, d, torch.cat([lo, hi], 1), torch.bincount(at.view(-1), minlength=len(y)*n_bins).view(-1, n_bins)])
-    out = [torch.cat(c).cpu().numpy() for c in zip(*out)]
+        return iu, u, id_, d, torch.cat([lo, hi], 1), torch.bincount(at.view(-1), minlength=len(y)*n_bins).view(-1, n_bins)
+    out = _by_parts(len(W), len(U), one, 1<<22)
     for i in (0, 2): out[i] = out[i].astype(_id_type(len(U)))
     out[5] = out[5].astype(_id_type(len(U)+1))
     return dict(zip(('up_id','up','down_id','down','effect_range','effect_hist'), out))
@@ -56,12 +65,12 @@ def _near(
 ):            # ids, cosines, each [d_sae, n]
     "The features whose rows point most nearly the same way"
     import torch
-    w,out = _unit(W),[]
-    for s in _parts(len(w), len(w)):
+    w = _unit(W)
+    def one(s):
         c = _product(w[s], w)
         c[torch.arange(len(c)), torch.arange(s.start, s.stop)] = -2
-        out.append(c.topk(n))
-    return [torch.cat(c).cpu().numpy() for c in zip(*out)][::-1]
+        return c.topk(n)
+    return _by_parts(len(w), len(w), one)[::-1]
 
 def _aligned(
     W,        # tensor [d_sae, d]
@@ -70,12 +79,12 @@ def _aligned(
 ):            # ids, cosines with sign, shares of the sum of their sizes, each [d_sae, n]
     "What each row leans on most"
     import torch
-    w,basis,out = _unit(W),None if basis is None else _unit(basis),[]
-    for s in _parts(len(w), w.shape[1] if basis is None else len(basis)):
+    w,basis = _unit(W),None if basis is None else _unit(basis)
+    def one(s):
         c = w[s] if basis is None else _product(w[s], basis)
         size,ids = c.abs().topk(n)
-        out.append([ids, c.gather(1, ids), size/c.abs().sum(1, keepdim=True).clamp_min(1e-30)])
-    ids,cos,share = (torch.cat(c).cpu().numpy() for c in zip(*out))
+        return ids, c.gather(1, ids), size/c.abs().sum(1, keepdim=True).clamp_min(1e-30)
+    ids,cos,share = _by_parts(len(w), w.shape[1] if basis is None else len(basis), one)
     return ids.astype(np.int32), cos, share
 
 def _plane(W):
@@ -91,7 +100,7 @@ def _plane(W):
 def _pairs(
     row, f, val, # active values, in any order; None where the sums are not needed
     d_sae:int,
-    at_once:int=4_000_000, # pairs counted at a time
+    at_once:int=2_000_000, # pairs counted at a time, about 85 bytes each in memory
 ):               # yields features i and j, on how many rows both are active, the sum of the products of their values
     "Every two features that are active together"
     from scipy.sparse import csr_matrix
