@@ -8,13 +8,13 @@ import tempfile, time, torch
 import numpy as np
 from pathlib import Path
 from typing import NamedTuple
-from .core import seed_of, settings
+from .core import seed_of, settings, show_bytes
 from .models import load_model
 from .metrics import evaluate
 from .passes import _Joined, _Pass, _bounds
 from .relations import _activity, _aligned, _direct, _neurons, _product, _unit
 from .columns import _columns, _threads, _types
-from .costs import Part, Plan, _bytes, _disk_seconds, _near
+from .costs import Part, Peak, Plan, _bytes, _disk_seconds, _near
 from .planner import _besides
 from .index import _codes, _resting
 
@@ -108,6 +108,12 @@ def _weighing(d, model, site, kw)->tuple: # seconds and processor seconds of all
     return s*d.d_sae/few,c*d.d_sae/few
 
 # %% ../nbs/71_outlook.ipynb #95ab1735
+def _stages(d, model, values, pairs, sampled)->dict: # stage -> bytes
+    "What sorting, the weights and the pairs hold at most, from the pieces in which each is made"
+    n,U = d.d_sae,None if model is None else model.unembed_weight
+    effects = 0 if U is None else 32*min(n*len(U), 1<<22)
+    return dict(sorting=100*min(values, 1e6*(_threads()+1)), weights=8*n*d.d_out+max(8*min(n*n, 1<<24), effects), pairs=85*min(pairs, n*n, 2e6)+100*sampled)
+
 def _index_parts(d, store, model, path, calibrate, n_tokens=None, l0=None, **kw)->tuple: # parts, Sample
     "Of the pass, of sorting, of the weights, of what fires together"
     kw,site = {**DEFAULTS, **kw},getattr(store, 'site', None)
@@ -117,21 +123,23 @@ def _index_parts(d, store, model, path, calibrate, n_tokens=None, l0=None, **kw)
     else: sample = _even(d.d_sae, n, l0 or min(d.d_sae, d.cfg.get('k') or 32))
     n_vocab = 1<<16 if model is None else len(model.unembed_weight) if model.unembed_weight is not None else 1<<16
     shown,examples = _examples_bytes(sample, n, kw, n_vocab)
-    values,m = float(sample.fires.sum())*n/sample.rows,_threads()
+    values = float(sample.fires.sum())*n/sample.rows
     passing,fixed = 12*values+12*n,d.d_sae*_columns_bytes(d, model, site, kw)
-    memory = 100*min(values, 1e6*(m+1))
+    counted = [min(share*n*sample.pairs, 16e6) for share in (.9, .1)]
+    held = _stages(d, model, values, max(counted), sum(counted)/max(1., n*sample.pairs)*values)
     t = [(None, None)]*4
     if ready:
         made = {**kw, 'd_sae': d.d_sae, 'n_tokens': sample.rows, 'seed': seed_of(None)}
         write,cols,pairs = _sorting(d, sample, active, r, where, made)
         few = _examples_bytes(sample, sample.rows, kw, n_vocab)[1]
         grown = .5*values/max(1, len(active))+.5*examples/max(1, few)
-        more = sum(min(share*n*sample.pairs, 16e6) for share in (.9, .1))/max(1., sample.rows*sample.pairs)
+        more = sum(counted)/max(1., sample.rows*sample.pairs)
         t = [tuple((a+b)*n/sample.rows for a,b in zip((sample.seconds, sample.cpu), write)), tuple(c*grown for c in cols), _weighing(d, model, site, kw), tuple(c*more for c in pairs)]
     s = _disk_seconds(where, passing+shown+fixed) if ready else None
     put = lambda i: dict(seconds=t[i][0], cpu=t[i][1], grows='time')
     return [Part('index pass', 0, passing, left=0., note=f"{values/n:.3g} active values a row{', from %s rows' % f'{sample.rows:,}' if ready else ', as if alike'}; gone afterwards", **put(0)),
-            Part('examples', memory, shown, note=f'{examples:,.0f}, {sample.places:.3g} tokens wide', **put(1)), Part('columns', 0, fixed, note=f'{fixed/d.d_sae:,.0f} bytes a feature, from weights', **put(2)),
+            Part('stages', max(held.values()), note=', '.join(f'{k} {show_bytes(v)}' for k,v in held.items())+': one after the other, the largest counts'),
+            Part('examples', 0, shown, note=f'{examples:,.0f}, {sample.places:.3g} tokens wide', **put(1)), Part('columns', 0, fixed, note=f'{fixed/d.d_sae:,.0f} bytes a feature, from weights', **put(2)),
             Part('pairs', note='what fires together', **put(3)), *([Part('disk', seconds=s, cpu=0., note='sync and checksums')] if s is not None else [])],sample
 
 def plan_index(
@@ -170,15 +178,16 @@ def plan_evaluate(
     batch_size:int=2048,
     sequence_batch:int=8,
     n_boot:int=1000,
-)->Plan:                   # of seconds alone
-    "Seconds of `evaluate(dictionary, store, model, …)` without further evaluations, from runs of one and two batches"
+)->Plan:                   # of seconds and memory
+    "Seconds and memory of `evaluate(dictionary, store, model, …)` without further evaluations, from runs of one and two batches"
     model = None if model is None else load_model(model)
     n,kw = min(n_tokens or len(store), len(store)),dict(batch_size=batch_size, sequence_batch=sequence_batch, n_boot=n_boot, keep=False, progress=False)
     def once(i): return evaluate(dictionary, store, model, n_tokens=min(n, i*batch_size), n_sequences=min(n_sequences, i*sequence_batch), **kw).seconds
     once(1) # loads what is loaded late
-    got = [_timed(once, i) for i in (1, 2)]
+    with Peak() as peak: got = [_timed(once, i) for i in (1, 2)]
     rows,seqs = (min(n, i*batch_size) for i in (1, 2)),(min(n_sequences, i*sequence_batch) for i in (1, 2))
     busy = max(1., got[1][1]/max(got[1][2], 1e-9)) # seconds for one of the processor
     cpus = dict(core=_grows(*(g[0]['core'] for g in got), *rows, n)) | ({} if model is None else dict(splice=_grows(*(g[0]['splice'] for g in got), *seqs, n_sequences)))
     notes = dict(core=f'{n:,} rows', splice=f'{n_sequences:,} sequences through the model, three times')
-    return Plan(f'evaluating {dictionary.name}', tuple(Part(k, seconds=c*busy, cpu=c, grows='time', note=notes[k]) for k,c in cpus.items()), {})
+    parts = [Part('weights', _bytes(dictionary.state_dict().values()), held=True, note=f'{dictionary.name}, {dictionary.d_sae:,} features'), Part('batches', peak.bytes, grows='batch_size', note='measured on two; the rest needs no more')]
+    return Plan(f'evaluating {dictionary.name}', (*parts, *(Part(k, seconds=c*busy, cpu=c, grows='time', note=notes[k]) for k,c in cpus.items())), dict(batch_size=batch_size))

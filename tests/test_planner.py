@@ -176,9 +176,15 @@ def test_an_index_is_as_large_as_planned_and_compared(tmp_path):
     assert f['finished'] and abs(f['actual']['disk']/f['predicted']['disk']-1)<.1, f
     assert said[0].column('what')==('seconds','cpu','memory','disk')
     e = plan_evaluate(d, s, 'stdlib-4l', n_tokens=9000, n_sequences=16, n_boot=50)
-    assert e['core'].cpu>0 and e['splice'].cpu>0
+    assert e['core'].cpu>0 and e['splice'].cpu>0 and 2048*512*4<e.memory<2**31 # one batch's dense codes are in it
     with pytest.raises(TypeError, match='n_topp is not planned'): plan_index(d, s, n_topp=3)
     with pytest.raises(ValueError, match='width 32'): plan_index(topk(), s)
+
+def test_stages_of_an_index_count_once():
+    "They follow each other: the plan holds the largest, and no more rows than are sorted at a time"
+    from sparsenb.outlook import _stages
+    held = _stages(topk(256, 512, k=8), None, 1e9, 16e6, 1e6)
+    assert held['sorting']<=100e6*5 and held['pairs']==85*512**2+100e6 and held['weights']==8*512*256+8*512**2
 
 
 # Dead features
