@@ -29,16 +29,20 @@ class UnequalFeatures:
     def __init__(self,
         n_bits:int=32,       # of the input, at least 3
         width:int=128,       # of each of the two hidden layers
-        lr:float=1e-3,
-        n_steps:int=800,     # of 128 rows
-        every:int=100,       # steps between checkpoints
+        lr:float=.1,
+        n_steps:int=3000,    # of 128 rows, at most
+        every:int=20,        # steps between checkpoints
+        start:float=.5,      # size of weights at the start; 1 keeps the size of activations from layer to layer
+        stop:float=.99,      # accuracy of both features that ends training, at three checkpoints in a row; None: none does
         seed:int=0,          # of start and rows
     ):
         if n_bits<3: raise ValueError(f"the two features need 3 bits, got n_bits={n_bits}")
-        self.n_bits,self.width,self.lr,self.n_steps,self.every,self.seed = n_bits,width,lr,n_steps,every,seed
+        if not start>0: raise ValueError(f"the start has a size above 0, got start={start!r}")
+        if stop is not None and not 0<stop<1: raise ValueError(f"stop is an accuracy between 0 and 1, or None, got {stop!r}")
+        self.n_bits,self.width,self.lr,self.n_steps,self.every,self.start,self.stop,self.seed = n_bits,width,lr,n_steps,every,start,stop,seed
 
     def generator(self, stream:int)->torch.Generator:
-        "Randomness of one kind: 0 the start, 1 training, 2 scoring"
+        "Randomness of one kind: 0 the start, 1 training, 2 scoring, 3 whether to stop"
         return torch.Generator().manual_seed(zlib.crc32(f'{self.name} {self.seed} {stream}'.encode()))
 
     def sample(self, n:int, g:torch.Generator=None)->Sample:
@@ -53,13 +57,13 @@ class UnequalFeatures:
             hidden = nn.Sequential(nn.Linear(self.n_bits, w), nn.ReLU(), nn.Linear(w, w), nn.ReLU())
             net = nn.Sequential(); net.hidden,net.out = hidden,nn.Linear(w, 2)
         with torch.no_grad():
-            for l in (hidden[0], hidden[2], net.out): l.weight.copy_(torch.randn(l.weight.shape, generator=g)*(2/l.in_features)**.5); l.bias.zero_()
+            for l in (hidden[0], hidden[2], net.out): l.weight.copy_(self.start*torch.randn(l.weight.shape, generator=g)*(2/l.in_features)**.5); l.bias.zero_()
         return net
 
     def train(self, rec=None)->dict: # step -> weights; `rec` where there is one
-        "Adam on the two cross-entropies, fresh rows at each step; checkpoints go to `rec` (called with step, network, loss) or stay in memory"
-        net,g,kept = self.build(),self.generator(1),{}
-        opt = torch.optim.Adam(net.parameters(), self.lr)
+        "Gradient descent on the two cross-entropies, fresh rows at each step; checkpoints go to `rec` (called with step, network, loss) or stay in memory"
+        net,g,kept,known = self.build(),self.generator(1),{},0
+        opt,seen = torch.optim.SGD(net.parameters(), self.lr),self.sample(2000, self.generator(3))
         with torch.enable_grad():
             for step in range(self.n_steps+1):
                 s = self.sample(128, g)
@@ -67,8 +71,15 @@ class UnequalFeatures:
                 if step%self.every==0:
                     if rec is None: kept[step] = {k: v.detach().clone() for k,v in net.state_dict().items()}
                     else: rec(step, net, loss=loss)
+                    known = known+1 if self.stop is not None and min(self.right(net.out(net.hidden(seen.x)), seen))>self.stop else 0
+                    if known==3: break
                 opt.zero_grad(); loss.backward(); opt.step()
         return kept if rec is None else rec
+
+    @staticmethod
+    def right(logits:Tensor, s:Sample)->tuple: # accuracy of linear, of xor
+        "Share of rows in which each feature is told"
+        return tuple(((logits>0)==torch.stack([s.linear, s.xor], 1).bool()).float().mean(0).tolist())
 
 # %% ../../nbs/testbeds/unequal_features.ipynb #1de6ca02
 @torch.no_grad()
@@ -79,7 +90,7 @@ def dynamics(self, checkpoints=None, n:int=2000)->tuple[Dynamics,Dynamics]: # ac
     for step in sorted(runs):
         net.load_state_dict(dict(runs[step]))
         acts[step] = h = net.hidden(s.x)
-        right.append(((net.out(h)>0)==torch.stack([s.linear, s.xor], 1).bool()).float().mean(0).numpy())
+        right.append(self.right(net.out(h), s))
     right = np.array(right, float)
     d = Dynamics('Accuracy', np.array(sorted(runs)), dict(linear=right[:,0], xor=right[:,1]), f'{n:,} new rows, seed {self.seed}; accuracy/1', {'accuracy': ('linear', 'xor')})
     return d,analyses['variance_explained'](acts, dict(linear=s.linear.float(), xor=s.xor.float()), seed=self.seed)
