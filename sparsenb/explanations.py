@@ -216,6 +216,7 @@ def explain(self:FeatureIndex,
     scorers=('detection', 'fuzzing', 'simulation', 'intruder'), # of `judging.scorers`
     judge:Callable=None,   # question -> answer, for explanations that cannot be run
     encode:Callable=None,  # texts -> vectors, for the scorer 'embedding'
+    likelihood:Callable=None, # prompts, text -> log p of the text, for the scorer 'information'
     n_show:int=40,         # contexts with the feature, and as many without it, to explain from
     n_test:int=50,         # with it, to score on
     n_silent:int=50,       # without it
@@ -231,8 +232,8 @@ def explain(self:FeatureIndex,
     if hard not in ('random', 'neighbour'): raise ValueError(f"hard must be 'random' or 'neighbour', got {hard!r}")
     if features is not None: features = [self._feature(i) for i in features]
     _ready(self)
-    scored(Rule('any'), *_tiny, names=scorers, judge=None, encode=lambda t: np.ones((len(t), 1)), n_boot=0) # a wrong name is told before anything is read
-    made = dict(by=_settings_of(explainer), judge=_settings_of(judge), scorers=list(scorers), encode=_settings_of(encode), sizes=[n_show, n_test, n_silent, n_contexts], hard=hard, seed=seed, code=source_hash('sparsenb.judging', 'sparsenb.explanations', 'sparsenb.rules'))
+    scored(Rule('any'), *_tiny, names=scorers, judge=None, encode=lambda t: np.ones((len(t), 1)), likelihood=lambda p, t: -np.ones(len(p)), n_boot=0) # a wrong name is told before anything is read
+    made = dict(by=_settings_of(explainer), judge=_settings_of(judge), scorers=list(scorers), encode=_settings_of(encode), likelihood=_settings_of(likelihood), sizes=[n_show, n_test, n_silent, n_contexts], hard=hard, seed=seed, code=source_hash('sparsenb.judging', 'sparsenb.explanations', 'sparsenb.rules'))
     made = hashlib.blake2b(json.dumps(made, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
     had = {} if again or not keep else {i: e for i,e in self._explained() if e.made==made}
     todo = [int(i) for i in (np.flatnonzero(self.alive) if features is None else dict.fromkeys(features))]
@@ -244,7 +245,7 @@ def explain(self:FeatureIndex,
         try: record,active,silent = text.halves(i, n_show, n_test, n_silent, hard)
         except ValueError as e: skipped[i] = str(e); continue
         said = explained(explainer, record)
-        found[i] = Explanation(said, _name_of(explainer), scored(said, active, silent, scorers, judge, encode, seed=seed), said.cfg if isinstance(said, Rule) else None, made)
+        found[i] = Explanation(said, _name_of(explainer), scored(said, active, silent, scorers, judge, encode, likelihood, seed=seed), said.cfg if isinstance(said, Rule) else None, made)
         if keep: _keep(self.path/'explanations.jsonl', i, found[i])
     if skipped and not found: raise ValueError(next(iter(skipped.values()))+(f'; so with all {len(skipped):,} features' if len(skipped)>1 else ''))
     return Explanations(f'{self.name} at {self.site}', found, skipped)

@@ -14,7 +14,7 @@ from .scores import Score
 
 # %% auto #0
 __all__ = ['L', 'R', 'scorers', 'written', 'rates', 'detection', 'marks', 'fuzzing', 'simulation', 'picked', 'intruder', 'auroc',
-           'encoder', 'embedding', 'scored', 'pmi', 'mask_iou']
+           'encoder', 'embedding', 'pmi', 'likelihood_of', 'information', 'scored', 'mask_iou']
 
 # %% ../nbs/77_judging.ipynb #26065855
 L,R = '<<','>>'
@@ -210,23 +210,6 @@ def embedding(explanation:str, active:list, silent:list, encode:Callable=None, *
     near = v[1:]@v[0]
     return dict(embedding=_scored('embedding', lambda w: auroc(truth, near, w), len(cs), [c.doc for c in cs], **kw))
 
-# %% ../nbs/77_judging.ipynb #56205ff2
-scorers = dict(detection=detection, fuzzing=fuzzing, simulation=simulation, intruder=intruder, embedding=embedding)
-
-def scored(
-    explanation:str, active:list, silent:list,
-    names=('detection', 'fuzzing', 'simulation', 'intruder'), # of `scorers`
-    judge:Callable=None,  # question -> answer, for what cannot be run
-    encode:Callable=None, # texts -> vectors, for 'embedding'
-    **kw,                 # n_boot, seed, level
-)->dict:                  # name -> Score
-    "Scores of an explanation; raises `UnknownName` for a scorer that does not exist"
-    out = {}
-    for k in names:
-        if k not in scorers: raise UnknownName(unknown('scorer', k, scorers))
-        out |= scorers[k](explanation, active, silent, **(dict(encode=encode) if k=='embedding' else dict(judge=judge)), **kw)
-    return out
-
 # %% ../nbs/77_judging.ipynb #d63da9ec
 def pmi(
     given,         # log p(d|E) of each description
@@ -237,6 +220,58 @@ def pmi(
     given,prior = np.asarray(given, float),np.asarray(prior, float)
     if given.shape!=prior.shape: raise ValueError(f"as many log p(d) as log p(d|E) were expected, got {prior.shape} and {given.shape}")
     return given-lam*prior
+
+# %% ../nbs/77_judging.ipynb #434bb98c
+_about,_of_example = 'A feature of a language model is active on:','A piece of text in which tokens between {L} and {R} activate one feature of a language model:\n\n{text}\n\nThe feature is active on:'
+
+def likelihood_of(
+    model,       # what `load_model` takes: a language model
+)->Callable:     # prompts, text -> float [n], log p of the text after each prompt
+    "How likely a text is after prompts, by a language model; a prompt that is too long loses its beginning"
+    import torch
+    from sparsenb.models import load_model
+    m = load_model(model)
+    def one(prompt, text):
+        said = m.tokenizer(' '+text.strip(), add_special_tokens=False, split_special_tokens=True)['input_ids']
+        before = m.tokens(prompt, max_len=2**31)[0][0].tolist()
+        room = (m.n_ctx or 2**31)-len(said)
+        if room<2: raise ValueError(f"an explanation of {len(said)} tokens does not fit the model's {m.n_ctx}")
+        ids = torch.tensor([(before if len(before)<=room else before[:1]+before[1-room:])+said], device=m.device)
+        return float(m.logits(ids)[0,-len(said)-1:-1].float().log_softmax(-1).gather(-1, ids[0,-len(said):,None]).sum())
+    return lambda prompts, text: np.array([one(p, text) for p in prompts])
+
+def information(
+    explanation:str, active:list, silent:list,
+    likelihood:Callable=None, # prompts, text -> log p of the text after each
+    lam:float=.2, seed:int=0, **kw, # n_boot, level
+)->dict:                      # information: nats on contexts with the feature; information.silent: without it
+    "What a description gains by examples of the feature; raises ValueError without a language model's probabilities"
+    if likelihood is None: raise ValueError('information needs likelihood=…, a function from prompts and a text to log-probabilities: `likelihood_of(model)` makes one')
+    said,(cs,truth) = getattr(explanation, 'words', str(explanation)),_ends(active, silent)
+    prompts = [_about]+[_of_example.format(L=L, R=R, text=written(c, m)) for c,m in zip(cs, marks(active, silent, seed))]
+    lp = np.asarray(likelihood(prompts, said), float)
+    if lp.shape!=(len(prompts),) or not (lp<=0).all(): raise ValueError(f"{len(prompts)} log-probabilities, at most 0, were expected, got shape {lp.shape}"+(f" with {lp.max():.3g}" if lp.size else ''))
+    v,docs = pmi(lp[1:], np.full(len(cs), lp[0]), lam),np.array([c.doc for c in cs])
+    return {n: _scored(n, lambda w, x=v[on]: w@x/w.sum(1), int(on.sum()), docs[on], seed=seed, **kw) for n,on in (('information', truth), ('information.silent', ~truth))}
+
+# %% ../nbs/77_judging.ipynb #56205ff2
+scorers = dict(detection=detection, fuzzing=fuzzing, simulation=simulation, intruder=intruder, embedding=embedding, information=information)
+_given = dict(embedding='encode', information='likelihood') # what a scorer asks for instead of a judge
+
+def scored(
+    explanation:str, active:list, silent:list,
+    names=('detection', 'fuzzing', 'simulation', 'intruder'), # of `scorers`
+    judge:Callable=None,  # question -> answer, for what cannot be run
+    encode:Callable=None, # texts -> vectors, for 'embedding'
+    likelihood:Callable=None, # prompts, text -> log p, for 'information'
+    **kw,                 # n_boot, seed, level
+)->dict:                  # name -> Score
+    "Scores of an explanation; raises `UnknownName` for a scorer that does not exist"
+    out,had = {},dict(judge=judge, encode=encode, likelihood=likelihood)
+    for k in names:
+        if k not in scorers: raise UnknownName(unknown('scorer', k, scorers))
+        out |= scorers[k](explanation, active, silent, **{(n := _given.get(k, 'judge')): had[n]}, **kw)
+    return out
 
 # %% ../nbs/77_judging.ipynb #d656938a
 def _grown(a, shape):
