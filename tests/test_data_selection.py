@@ -51,6 +51,24 @@ def test_selection_finds_the_task_and_nothing_where_there_is_none():
     with pytest.raises(ValueError, match='above 0 and up to 1'): analyses['mona'](texts, examples, 0)
     with pytest.raises(ValueError, match='samples have 80 features, examples 9'): analyses['mona'](texts, examples[:,:9])
 
+def test_matrices_that_are_given_stay_as_they_are():
+    "Zeros that are stored, and entries below what counts, are not taken out of the caller's matrix"
+    x = csr_array((np.array([.5, 0., 3., .7]), np.array([0, 1, 3, 2]), np.array([0, 2, 3, 4])), shape=(3, 5))
+    own = x.copy()
+    r = analyses['feature_richness'](dict(a=x), above=1., n_boot=2)
+    assert r.every==dict(a=1)
+    InvertedIndex(x, idf=True).search(x[[0]]); analyses['retrieval'](x, k=1); analyses['mona'](x, x[[0]], .5)
+    for k in ('data', 'indices', 'indptr'): assert np.array_equal(getattr(x, k), getattr(own, k)), k
+    twice = csr_array((np.array([1., 2., 3.]), np.array([1, 1, 0]), np.array([0, 2, 3])), shape=(2, 3))  # an entry in two parts
+    assert InvertedIndex(twice).scores([0, 3., 0])[1]==pytest.approx([1.])
+
+@pytest.mark.parametrize('pool', ['mean', 'max'])
+def test_pooling_of_a_dictionary_in_half_precision(pool):
+    sae,x = dictionaries['topk'](16, 64, k=4).bfloat16(),torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    of = [0, 0, 0, 1, 1, 1]
+    f = sae.encode(x).detach().float().numpy().reshape(2, 3, 64)
+    assert pooled_features(sae, x.bfloat16(), of, pool).toarray()==pytest.approx(dict(mean=f.mean(1), max=f.max(1))[pool], abs=.05)
+
 # ---- retrieval ----
 
 @pytest.mark.parametrize('by', ['cosine', 'dot', 'jaccard'])
@@ -80,6 +98,8 @@ def test_retrieval_by_label():
     assert all(s[0]==pytest.approx(1) and len(s)==3 for s in asked.scores) and np.isnan(asked.precision).all() and 'same label' not in asked.table().columns
     for kw,said in ((dict(labels=kind[:3]), 'labels of all 200 rows'), (dict(queries=x[:2], labels=kind), 'all 2 queries'), (dict(queries=x[:2,:5]), 'query of 300 features')):
         with pytest.raises(ValueError, match=said): analyses['retrieval'](x, **kw)
+    for k in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match='k is a whole number from 1'): analyses['retrieval'](x, k=k, labels=kind)
 
 # ---- richness ----
 

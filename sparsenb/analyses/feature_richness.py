@@ -58,7 +58,7 @@ def _firing(codes, what, above):
     from scipy.sparse import csr_array, issparse
     m = csr_array(codes) if issparse(codes) else csr_array(np.asarray(codes, float))
     if m.ndim!=2 or not m.shape[0] or not np.isfinite(m.data).all(): raise ValueError(f"{what}: finite features (rows, width) were expected, got shape {m.shape}")
-    m = csr_array((m.data>above, m.indices, m.indptr), shape=m.shape)
+    m = csr_array((m.data>above, m.indices, m.indptr), shape=m.shape, copy=True) # what was given stays as it is
     m.eliminate_zeros()
     return m
 

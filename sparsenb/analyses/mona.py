@@ -9,6 +9,7 @@ import numpy as np, torch
 from ..core import UnknownName, analyses, unknown, view
 from ..dictionary import _rows
 from ..scores import wilson
+from ..tasks import features
 
 # %% auto #0
 __all__ = ['pooled_features', 'generalised_jaccard', 'Selection', 'mona']
@@ -30,17 +31,14 @@ def pooled_features(
     if of.shape!=(len(acts),) or of.dtype.kind not in 'iu': raise ValueError(f"{len(acts)} tokens need as many whole numbers of texts, got {of.dtype} of shape {of.shape}")
     count = np.bincount(of)
     if (count==0).any(): raise ValueError(f"text {int((count==0).argmax())} has no tokens")
-    with torch.no_grad(): parts = [dictionary.codes(b) for b in acts.split(batch_size)]
-    idx,val = (np.concatenate([getattr(c, k).flatten(1).cpu().numpy() for c in parts]) for k in ('idx', 'val'))
-    row,shape = np.repeat(of, idx.shape[1]),(len(count), dictionary.d_sae)
-    on = val.ravel()!=0
-    row,col,v = row[on],idx.ravel()[on],val.ravel()[on].astype(np.float64)
+    f = features(dictionary, acts, batch_size).tocoo()
+    row,col,v = of[f.row],f.col,f.data
     if pool=='max':
         order = np.lexsort((v, col, row))
         row,col,v = row[order],col[order],v[order]
         last = np.r_[(row[1:]!=row[:-1])|(col[1:]!=col[:-1]), np.ones(min(1, len(row)), bool)]
         row,col,v = row[last],col[last],v[last]
-    m = csr_array(coo_array((v/count[row] if pool=='mean' else v, (row, col)), shape=shape)) # entries of one place are summed
+    m = csr_array(coo_array((v/count[row] if pool=='mean' else v, (row, col)), shape=(len(count), dictionary.d_sae))) # entries of one place are summed
     return m if top is None else _strongest(m, top)
 
 def _strongest(m, top):

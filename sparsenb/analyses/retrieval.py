@@ -17,10 +17,13 @@ ways = ('cosine', 'dot', 'jaccard')
 
 def _features(x, what):
     from scipy.sparse import csr_array, issparse
-    m = csr_array(x) if issparse(x) else csr_array(np.atleast_2d(np.asarray(x, float)))
+    m = csr_array(x, copy=True) if issparse(x) else csr_array(np.atleast_2d(np.asarray(x, float)))
     if not np.isfinite(m.data).all() or (m.data<0).any(): raise ValueError(f"{what}: finite features of 0 and more were expected")
-    m.eliminate_zeros()
+    m.sum_duplicates(); m.eliminate_zeros()
     return m
+
+def _count(k):
+    if isinstance(k, bool) or not isinstance(k, Integral) or k<1: raise ValueError(f"k is a whole number from 1, got {k!r}")
 
 class InvertedIndex:
     "Rows by the features that are active in them"
@@ -63,7 +66,7 @@ class InvertedIndex:
         by:str='cosine', # 'cosine', 'dot' or 'jaccard'
     )->tuple[np.ndarray,np.ndarray]: # rows and their scores, the best first; fewer than k where fewer share a feature
         "The rows most like a query; of equals the first; raises ValueError for negative features"
-        if isinstance(k, bool) or not isinstance(k, Integral) or k<1: raise ValueError(f"k is a whole number from 1, got {k!r}")
+        _count(k)
         met,got,_ = self.scores(query, by)
         order = np.lexsort((met, -got))[:k]
         return met[order],got[order]
@@ -74,7 +77,7 @@ class Retrieval:
     "What was found for each query"
     rows:tuple          # for each query int (k,)
     scores:tuple        # … and their scores
-    precision:np.ndarray# (n_queries,): share of the found rows with the query's label; NaN without labels
+    precision:np.ndarray# (n_queries,): rows found with the query's label, of the k asked for; NaN without labels
     chance:float        # share a random choice would have
     read:float          # share of the index's entries that a query read, on average
     caption:str
@@ -92,7 +95,7 @@ class Retrieval:
 def retrieval(
     codes,            # (n, F), 0 and more; sparse or not, or an `InvertedIndex`
     queries=None,     # (m, F); None: each row of codes, itself left out
-    k:int=10,
+    k:int=10,         # rows to find for each
     by:str='cosine',  # 'cosine', 'dot' or 'jaccard'
     idf:bool=False,   # weigh features by how rare they are
     labels=None,      # (n,): of the rows
@@ -100,6 +103,7 @@ def retrieval(
 )->Retrieval:
     "Search rows by the features they share; raises ValueError for inputs that do not fit"
     own = queries is None
+    _count(k)
     if own and isinstance(codes, InvertedIndex): raise ValueError('an index without queries: pass them, or the codes themselves')
     ix = codes if isinstance(codes, InvertedIndex) else InvertedIndex(codes, idf)
     q = _features(codes if own else queries, 'queries')
@@ -115,5 +119,5 @@ def retrieval(
         if y is not None: right[i] = (y[met[order]]==z[i]).sum()/k
     chance = float('nan') if y is None else float(np.mean([((y==v).sum()-own)/max(len(y)-own, 1) for v in z]))
     share = read/max(1, q.shape[0]*ix.lists.nnz)
-    said = '' if y is None else f'; {right.mean():.3f} of the {k} found share the label on average, {chance:.3f} of a random choice'
+    said = '' if y is None else f'; {right.mean():.3f} of the {k} asked for share the label on average, {chance:.3f} of a random choice'
     return Retrieval(tuple(rows), tuple(scores), right, chance, share, f"{q.shape[0]:,} queries over {len(ix):,} rows by {by}{', idf' if idf or not (ix.weight==1).all() else ''}; a query reads {share:.2%} of the entries{said}; retrieval/1")
