@@ -111,6 +111,11 @@ def test_letters_are_those_of_names(p, model):
     assert len(names)==26 and not (c[~is_name]>=0).any() and (c>=0).sum()>300
     assert all(words[i][0].lower()==names[c[i]] for i in np.flatnonzero(c>=0))
 
+def test_rows_at_the_end_without_a_label(p):
+    "The store is read in blocks of 8,192 rows; the last block holds no row that is labelled"
+    assert len(p.tok)>8192>(p.doc<6).sum()
+    with pytest.raises(ValueError, match="no class of 'letter' has 2 rows on both sides and a probe with F1 1.1: a "): run(p, p.true(), family='letter', least=2, probe_f1=1.1, texts=p.texts[:6])
+
 def test_what_makes_no_sense_is_refused(p):
     with pytest.raises(UnknownName, match="did you mean 'letter'"): run(p, p.true(), family='leter')
     with pytest.raises(ValueError, match='no class of .type. has 9999 rows'): run(p, p.true(), least=9999)

@@ -1,4 +1,5 @@
 "Evaluations: what every one of them keeps to, and each one's known values"
+import inspect, re
 from types import SimpleNamespace as NS
 import numpy as np, pytest, torch
 from sparsenb.core import dictionaries, evaluations
@@ -46,6 +47,27 @@ def test_stability_of_the_same_and_of_shuffled_features():
     assert found(-W)['found_again']<.2 # a feature that points the other way is another feature
     assert 'mcs_one_to_one' not in found(W, assign=False)
     with pytest.raises(ValueError, match='at most 8,192 features, got 60 and 9,000'): found(torch.randn(9000, 32), assign=True)
+
+def test_several_other_seeds_do_not_make_features_many():
+    "Drawn are features: four times the same other dictionary says no more than once"
+    g = torch.Generator().manual_seed(3)
+    W = torch.randn(80, 16, generator=g)
+    o = W+.5*torch.randn(80, 16, generator=g)
+    def scores(*others): return evaluations['stability'](Case(NS(W_dec=W), None, None, tuple(NS(W_dec=w) for w in others))).scores
+    once,often = scores(o),scores(o, o, o, o)
+    for k in ('mcs', 'mcs_one_to_one'): assert (often[k].value, often[k].lo, often[k].hi)==pytest.approx((once[k].value, once[k].lo, once[k].hi), abs=1e-9), k
+    few = scores(o[:30], o[:30])['mcs_one_to_one'] # most features have no partner
+    assert few.lo<few.value<few.hi and few.value==pytest.approx(scores(o[:30])['mcs_one_to_one'].value)
+
+@pytest.mark.parametrize('name', [n for n in evaluations if evaluations[n].__module__.startswith('sparsenb.evaluations.')])
+def test_what_is_kept_is_measured_again_when_its_parts_change(name):
+    "All that an evaluation is made of is among `uses`"
+    f = evaluations[name]
+    text = inspect.getsource(inspect.getmodule(f))
+    parts = {f'sparsenb.{m}' for m in re.findall(r'^from \.\.(\w+) import', text, re.M)}-{'sparsenb.core', 'sparsenb.scores'}
+    parts |= {f'sparsenb.{k}.{n}' for k,n in re.findall(r"\b(analyses|probes)\['(\w+)'\]", text)}
+    if re.search(r'^from \.\.tasks import .*\bsides\b', text, re.M): parts |= {'sparsenb.probing', 'sparsenb.labels', 'sparsenb.syntax'} # of which it is made
+    assert parts<={*f.uses}, parts-{*f.uses}
 
 def test_assignment_against_every_permutation():
     from itertools import permutations

@@ -51,6 +51,12 @@ def test_nothing_to_clamp_costs_nothing(case):
         v = values(part)
         assert v['unlearning_forget']==v['unlearning_retain']==v['unlearning_random_forget']==v['unlearning_features']==0 and 'nothing was clamped' in part.doubts['unlearning_forget']
 
+def test_chance_draws_other_features(case):
+    "There is one feature that fires: none is left to be drawn"
+    part = run(case)
+    assert values(part)['unlearning_features']==1 and values(part)['unlearning_random_forget']==values(part)['unlearning_random_retain']==0
+    assert '0 of the other features that fire' in part.about['unlearning_random_forget']
+
 def test_units_of_features_do_not_matter(case):
     d = known(case.model, case.store)
     with torch.no_grad(): d.W_enc *= 10; d.b_enc *= 10; d.W_dec /= 10
@@ -98,5 +104,7 @@ def test_what_makes_no_sense_is_refused(case):
     with pytest.raises(ValueError, match='whole numbers of at least 1'): run(case, n=(0,))
     with pytest.raises(ValueError, match='numbers of at least 0'): run(case, strengths=(-1.,))
     with pytest.raises(ValueError, match="no token is 'brackets>=40'"): run(case, forget='brackets>=40')
+    with pytest.raises(ValueError, match='none of the 1 rows to choose features on is docstring: take more than n_rows=1'): run(case, n_rows=1)
+    with pytest.raises(ValueError, match='take more than n_sequences=1'): run(case, n_sequences=1)
     with pytest.raises(ValueError, match='its .whole'): run(case._replace(store=NS(whole=case.store)))
     with pytest.raises(ValueError, match='adding up directions'): run(case._replace(dictionary=dictionaries['relu'](case.store.d_in, 8, d_out=4)))

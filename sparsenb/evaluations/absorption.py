@@ -114,7 +114,7 @@ def _one(case, name, y, x, f, fit, test, doc, docs, W, b, limits, rise, most):
     got = absorbed(f[hit], (x[hit]-b)@w, W, w, main, limits)
     return _Class(name, p, f1(said, y[test]), main, sums_of(np.c_[got, np.ones(len(hit))], doc[hit], docs))
 
-@evaluation(needs=('store', 'model'), uses=('sparsenb.tasks', 'sparsenb.labels', 'sparsenb.syntax'), named_only=True)
+@evaluation(needs=('store', 'model'), uses=('sparsenb.tasks', 'sparsenb.probing', 'sparsenb.labels', 'sparsenb.syntax'), named_only=True)
 def absorption(
     case:Case,
     family:str='letter',  # classes: first 'letter' of names, 'type' of token, 'kind' of name, 'node' of the syntax tree
@@ -138,8 +138,7 @@ def absorption(
 
 def _measured(case, s, family, W, b, n_rows, least, limits, rise, most):
     rng = np.random.default_rng(case.seed)
-    at = np.sort(np.r_[s.fit, s.test])
-    tok = np.concatenate([r.tok.numpy() for r in _until(case.store, at[-1])])
+    tok = np.concatenate([r.tok.numpy() for r in _until(case.store, len(s.labels)-1)]) # of rows without a label too
     c,names = class_of(s.labels, tok[:len(s.labels)], case.model, family)
     part = [np.sort(rng.permutation(k := side[c[side]>=0])[:min(n_rows, len(k))]) for side in (s.fit, s.test)]
     at = np.sort(np.concatenate(part))

@@ -14,7 +14,7 @@ __all__ = ['decoder_geometry']
 # %% ../../nbs/evaluations/decoder_geometry.ipynb #bf19d202
 _doubt = 'random directions that are spread as the data are reach much the same q*: it tells whether codes are stable, not whether features are true'
 
-@evaluation()
+@evaluation(uses=('sparsenb.analyses.geometry',))
 def decoder_geometry(
     case:Case,
     n_tokens:int=65_536, # rows to read

@@ -66,7 +66,7 @@ def mask(
 # %% ../../nbs/evaluations/ravel.ipynb #a503eac5
 _ways = ('mask', 'all', 'line')
 
-@evaluation(needs=('store', 'model'), uses=('sparsenb.tasks', 'sparsenb.labels', 'sparsenb.syntax'), named_only=True)
+@evaluation(needs=('store', 'model'), uses=('sparsenb.tasks', 'sparsenb.probing', 'sparsenb.labels', 'sparsenb.syntax'), named_only=True)
 def ravel(
     case:Case,
     tasks:tuple=('type=name', 'brackets>=1', 'indent>=2'), # attributes, as `Labels.where`; two or more

@@ -75,7 +75,7 @@ def _checked(pairs, n):
     if not ns or any(isinstance(k, bool) or not isinstance(k, int) or k<1 for k in ns): raise ValueError(f"n must be whole numbers of at least 1, got {n}")
     return pairs,ns,tuple(dict.fromkeys(task_label(t) for p in pairs for t in p))
 
-@evaluation(needs=('store', 'model'), uses=('sparsenb.tasks', 'sparsenb.labels', 'sparsenb.syntax'), named_only=True)
+@evaluation(needs=('store', 'model'), uses=('sparsenb.tasks', 'sparsenb.probing', 'sparsenb.labels', 'sparsenb.syntax'), named_only=True)
 def scr(
     case:Case,
     pairs:tuple=_pairs,   # pairs of labels, as `Labels.where`

@@ -5,12 +5,11 @@
 # %% ../../nbs/evaluations/sparse_probing.ipynb #3ce8ea7a
 from __future__ import annotations
 from typing import NamedTuple
-import numpy as np, torch
+import numpy as np
 from ..core import probes
-from ..labels import label_tokens, task_label
-from ..probing import confusion_rates, holdout
+from ..probing import confusion_rates
 from ..scores import Case, Part, Score, _tails, evaluation
-from ..tasks import features
+from ..tasks import checked_tasks, sides, taken
 
 # %% auto #0
 __all__ = ['Task', 'balanced', 'task_rows', 'best_columns', 'said', 'tables', 'rates', 'sparse_probing']
@@ -50,15 +49,7 @@ def task_rows(
         out += [at, y[at]]
     return Task(*out)
 
-def _rows(store, at, n):
-    "Activations of these rows, sorted, of the first n"
-    out = [r.x[torch.from_numpy(at[(at>=r.start)&(at<r.start+len(r.x))]-r.start)] for r in _until(store, n)]
-    return torch.cat(out)
 
-def _until(store, n):
-    for r in store.rows():
-        if r.start>=n: return
-        yield r
 
 # %% ../../nbs/evaluations/sparse_probing.ipynb #e2b90042
 def best_columns(
@@ -131,14 +122,11 @@ def _about(name):
     what = f"{k} dimension{'s' if k!='1' else ''} of the activation" if name.startswith('raw') else f"{k} feature{'s' if k!='1' else ''}"
     return f"accuracy of a probe on the best {what}"+(', chosen by and fitted to shuffled labels' if name.startswith('shuffled') else '')
 
-def _check(case, tasks, ks):
-    tasks = [tasks] if isinstance(tasks, str) else list(tasks)
-    if not tasks or len({*tasks})<len(tasks): raise ValueError(f"one or more different tasks were expected, got {', '.join(tasks) or 'none'}")
+def _check(case, ks):
     widest = min(case.dictionary.d_sae, case.store.d_in)
     if not len(ks) or any(isinstance(k, bool) or not isinstance(k, int) or not 1<=k<=widest for k in ks): raise ValueError(f"k must be whole numbers from 1 to {widest}, got {ks}")
-    return tasks,[task_label(t) for t in tasks]
 
-@evaluation(needs=('store', 'model'), uses=('sparsenb.tasks', 'sparsenb.labels', 'sparsenb.syntax'), named_only=True)
+@evaluation(needs=('store', 'model'), uses=('sparsenb.tasks', 'sparsenb.probing', 'sparsenb.probes.logistic', 'sparsenb.labels', 'sparsenb.syntax'), named_only=True)
 def sparse_probing(
     case:Case,
     tasks:tuple=('docstring', 'comment', 'string', 'type=keyword', 'kind=parameter', 'brackets>=1'), # labels, or labels with a value, as `Labels.where`
@@ -152,20 +140,17 @@ def sparse_probing(
 )->Part:
     "Accuracy and F1 on unseen documents of probes on a dictionary's best features; raises `UnknownName` for a task, ValueError where no task has rows enough or no source text is found"
     ks = (k,) if isinstance(k, int) else tuple(k)
-    tasks,labels = _check(case, tasks, ks)
-    l = label_tokens(case.model, case.store, tuple(dict.fromkeys(labels)), texts, n_tokens)
-    known = np.flatnonzero(l.known)
-    if len(np.unique(l.doc[known]))<4: raise ValueError(f"{len(np.unique(l.doc[known]))} documents could be labelled, at least 4 are needed" + (f": {next(iter(l.why.values()))}" if l.why else ''))
-    sides = [known[i] for i in holdout(len(known), .35, case.seed, l.doc[known])]
-    made = {t: task_rows(l, t, *sides, n_fit, n_test, least, case.seed) for t in tasks}
+    _check(case, ks)
+    tasks,labels = checked_tasks(tasks)
+    s = sides(case, labels, texts, n_tokens)
+    made = {t: task_rows(s.labels, t, s.fit, s.test, n_fit, n_test, least, case.seed) for t in tasks}
     there = {t: r for t,r in made.items() if r is not None}
-    if not there: raise ValueError(f"no task has {least} rows of each class, from two documents, on both sides of {len(known):,} labelled rows: {', '.join(tasks)}")
-    return _scored(case, there, [t for t in tasks if t not in there], l.doc, ks, shuffles, len(l))
+    if not there: raise ValueError(f"no task has {least} rows of each class, from two documents, on both sides of {int(s.labels.known.sum()):,} labelled rows: {', '.join(tasks)}")
+    return _scored(case, there, [t for t in tasks if t not in there], s.labels.doc, ks, shuffles)
 
-def _scored(case, there, left, doc, ks, shuffles, n):
+def _scored(case, there, left, doc, ks, shuffles):
     at = np.unique(np.concatenate([r for t in there.values() for r in (t.fit, t.test)]))
-    x = _rows(case.store, at, n)
-    f,x = features(case.dictionary, x),x.numpy()
+    x,f,_ = taken(case, at)
     docs = np.unique(np.concatenate([doc[t.test] for t in there.values()]))
     got = {}
     with case.bar('probing', len(there), 'task') as bar:

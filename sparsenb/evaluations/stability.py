@@ -20,22 +20,24 @@ def unit(W:Tensor): return W.detach().float()/W.detach().float().norm(dim=1, kee
 def best_cosines(
     A:Tensor,       # directions [m, d]
     B:Tensor,       # directions [p, d]
-    rows:int=4096,  # of A at a time
 )->Tensor:          # [m]
     "Largest cosine of each direction of A with one of B"
     A,B = unit(A),unit(B)
-    return torch.cat([(a@B.T).amax(1) for a in A.split(rows)])
+    return torch.cat([(a@B.T).amax(1) for a in A.split(max(1, 2**24//len(B)))]) # so many cosines at a time
 
 def assigned_cosines(
     A:Tensor,   # directions [m, d]
     B:Tensor,   # directions [p, d]
 )->Tensor:      # [min(m, p)]
     "Cosines of the one-to-one partners whose sum is largest (Kuhn 1955); raises ValueError for more than 8,192"
+    return torch.from_numpy(_assigned(A, B)[1])
+
+def _assigned(A, B): # int [m]: which of A have a partner, in order; their cosines
     from scipy.optimize import linear_sum_assignment
     if max(len(A), len(B))>_most: raise ValueError(f"partners are assigned one to one among at most {_most:,} features, got {len(A):,} and {len(B):,}: pass assign=False")
     c = (unit(A)@unit(B).T).numpy()
     i,j = linear_sum_assignment(c, maximize=True)
-    return torch.from_numpy(c[i,j])
+    return i,c[i,j]
 
 # %% ../../nbs/evaluations/stability.ipynb #54ea9145
 @evaluation(needs=('others',))
@@ -44,7 +46,7 @@ def stability(
     threshold:float=.7,  # a feature counts as found again from this cosine on
     assign:bool=None,    # one to one too; None: where there are at most 8,192 features
 )->Part:
-    "Cosines to the best partners in dictionaries of other seeds; intervals over features, for several others over all pairs; raises ValueError for another width"
+    "Cosines to the best partners in dictionaries of other seeds; intervals from drawing features, each with its partners in all others; raises ValueError for another width"
     W = case.dictionary.W_dec.detach().cpu()
     for o in case.others:
         if o.W_dec.shape[1]!=W.shape[1]: raise ValueError(f"features of width {W.shape[1]} cannot be compared with those of width {o.W_dec.shape[1]}")
@@ -63,7 +65,8 @@ def stability(
     about = dict(mcs='cosine of the best partner in another seed, mean over features', mcs_random='the same with random directions in the other seed\'s place',
                  found_again=f'share of features with a partner of cosine {threshold:g} or more')
     if assign:
-        one = np.concatenate([assigned_cosines(W, o).double().numpy() for o in others])
-        out['mcs_one_to_one'] = score('mcs_one_to_one', one.mean(), *bootstrap(one, None, case.n_boot, case.seed, case.level))
+        at,one = map(np.concatenate, zip(*(_assigned(W, o) for o in others)))
+        one,pairs = np.bincount(at, one, n),np.bincount(at, minlength=n) # of each feature: partners of different seeds are alike
+        out['mcs_one_to_one'] = score('mcs_one_to_one', one.sum()/pairs.sum(), *bootstrap(one, pairs, case.n_boot, case.seed, case.level))
         about['mcs_one_to_one'] = 'the same with no partner shared (Hungarian)'
     return Part(out, about)

@@ -45,7 +45,7 @@ def _rows(s, tasks, n_fit, n_test, least, seed):
         if all(g is not None for g in got): out[t] = got
     return out
 
-@evaluation(needs=('store', 'model'), uses=('sparsenb.tasks', 'sparsenb.labels', 'sparsenb.syntax'), named_only=True)
+@evaluation(needs=('store', 'model'), uses=('sparsenb.tasks', 'sparsenb.probing', 'sparsenb.labels', 'sparsenb.syntax'), named_only=True)
 def tpp(
     case:Case,
     tasks:tuple=('type=name', 'type=keyword', 'type=operator', 'type=string', 'type=comment'), # classes, as `Labels.where`; two or more

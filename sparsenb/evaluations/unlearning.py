@@ -56,11 +56,11 @@ class _Text(NamedTuple):
     row:int   # number of the store's row that is the last token's, less the last place
 
 def _texts(store, rows, n, seed):
-    "At most n of the store's segments that lie whole among rows, and their documents' rows"
+    "At most n of the store's segments with some of these rows"
     s,ends,ok = store,store.segments,np.zeros(len(store)+1, bool)
     ok[rows] = True
-    whole = [i for i in range(len(ends)-1) if ends[i+1]-ends[i]>1 and ok[ends[i]:ends[i+1]].any()]
-    pick = np.sort(np.random.default_rng(seed).permutation(whole)[:n]).astype(int)
+    here = [i for i in range(len(ends)-1) if ends[i+1]-ends[i]>1 and ok[ends[i]:ends[i+1]].any()]
+    pick = np.sort(np.random.default_rng(seed).permutation(here)[:n]).astype(int)
     bos = [s.header['bos_id']] if s.header['skip_bos'] and s.header['bos_id'] is not None else []
     return [_Text(bos+s._shards.span('tok', ends[i], ends[i+1]).tolist(), int(ends[i])-len(bos)) for i in pick]
 
@@ -101,7 +101,7 @@ def _checked(n, strengths):
     if not cs or any(not c>=0 for c in cs): raise ValueError(f"strengths must be numbers of at least 0, got {strengths}")
     return ns,cs
 
-@evaluation(needs=('store', 'model'), uses=('sparsenb.tasks', 'sparsenb.labels', 'sparsenb.syntax', 'sparsenb.hooks'), named_only=True)
+@evaluation(needs=('store', 'model'), uses=('sparsenb.tasks', 'sparsenb.probing', 'sparsenb.labels', 'sparsenb.syntax', 'sparsenb.hooks'), named_only=True)
 def unlearning(
     case:Case,
     forget:str='docstring',# what to forget, as `Labels.where`
@@ -129,6 +129,8 @@ def unlearning(
 def _measured(case, s, kinds, ns, cs, density, allowed, n_rows, n_sequences, forget):
     rng = np.random.default_rng(case.seed)
     at = np.sort(rng.permutation(s.fit)[:n_rows])
+    for what,k in zip((forget, 'to be kept'), kinds):
+        if not k[at].any(): raise ValueError(f"none of the {len(at):,} rows to choose features on is {what}: take more than n_rows={n_rows:,}, or another seed")
     _,f,_ = taken(case, at)
     level,some = levels(f, kinds.forget[at]),levels(f, np.ones(len(at), bool))
     picks = {k: chosen(f, kinds.forget[at], kinds.retain[at], k, density) for k in ns}
@@ -137,19 +139,20 @@ def _measured(case, s, kinds, ns, cs, density, allowed, n_rows, n_sequences, for
         def run(texts, clamp): got = losses(case, texts, clamp); bar.update(1); return got
         base,rows = run(fit, None)
         clean = _means(base, rows, kinds)
+        if not np.isfinite(clean).all(): raise ValueError(f"the {len(fit)} sequences to choose the setting on do not hold both tokens to forget ({forget}) and others: take more than n_sequences={n_sequences}")
         best = (0., np.zeros(0, int), 0.)
         for k,c in product(ns, cs):
             if not len(picks[k]): continue
             up = _means(run(fit, Clamp(case.dictionary, picks[k], -c*level[picks[k]]))[0], rows, kinds, base)
             if up[1]<=allowed*clean[1] and up[0]>best[0]: best = (up[0], picks[k], c)
         _,which,c = best
-        live = np.flatnonzero(some)
+        live = np.setdiff1d(np.flatnonzero(some), which) # the control has none of the chosen ones
         others = rng.choice(live, min(len(which), len(live)), replace=False)
         base,rows = run(test, None)
         own,random = (run(test, Clamp(case.dictionary, w, -c*v[w]))[0] for w,v in ((which, level), (others, some)))
-    return _reported(case, s, kinds, rows, base, own, random, len(which), c, forget, any(len(p) for p in picks.values()))
+    return _reported(case, s, kinds, rows, base, own, random, len(which), len(others), c, forget, any(len(p) for p in picks.values()))
 
-def _reported(case, s, kinds, rows, base, own, random, n_features, c, forget, any_):
+def _reported(case, s, kinds, rows, base, own, random, n_features, n_others, c, forget, any_):
     inside = (rows<len(s.labels))
     inside &= np.isin(rows, s.test)
     rows,v = rows[inside],np.stack([base, own-base, random-base], 1)[inside]
@@ -157,7 +160,7 @@ def _reported(case, s, kinds, rows, base, own, random, n_features, c, forget, an
     T = sums_of(np.concatenate([np.c_[v, np.ones(len(rows))]*k[rows][:,None] for k in kinds], 1).reshape(-1, 2, 4), s.labels.doc[rows], docs) # [docs, kind, sums]
     def score(name, kind, i): return Score(*by_documents(T, lambda t: t[:,kind,i]/t[:,kind,3], case), int(T[:,kind,3].sum()), case.seed, f'{name}/1', f'{len(docs)} unseen documents')
     names = dict(unlearning_forget=(0, 1, f'nats that tokens to forget ({forget}) lose when {n_features} features are clamped to -{c:g} times their mean'), unlearning_retain=(1, 1, 'nats that the other tokens lose by it'),
-        unlearning_random_forget=(0, 2, 'nats that tokens to forget lose when as many features are drawn by chance'), unlearning_random_retain=(1, 2, 'nats that the other tokens lose by that'),
+        unlearning_random_forget=(0, 2, f'nats that tokens to forget lose when {n_others} of the other features that fire, drawn by chance, are clamped so'), unlearning_random_retain=(1, 2, 'nats that the other tokens lose by that'),
         unlearning_forget_ce=(0, 0, 'nats of a token to forget, nothing clamped'), unlearning_retain_ce=(1, 0, 'nats of another token, nothing clamped'))
     why = 'a model that no longer predicts a text may still know it: this measures damage, not forgetting'
     if not n_features: why += '; nothing was clamped, because '+('no setting kept the other tokens within what is allowed, or cost anything' if any_ else 'no feature fires there and hardly elsewhere')
