@@ -1,7 +1,7 @@
 "Activation sparsity: closed forms of CETT, thresholds, WINA against every choice of inputs, experts counted by hand, interventions on real models"
 from itertools import combinations
 import numpy as np, pytest, torch
-from sparsenb.analyses.activation_sparsity import activation_sparsity, cett, cut, left_out, losses, threshold
+from sparsenb.analyses.activation_sparsity import _edits, activation_sparsity, cett, cut, left_out, losses, threshold
 from sparsenb.analyses.expert_usage import entropy_share, expert_usage
 from sparsenb.analyses.wina import edits, kept_inputs, linear_maps, wina
 from sparsenb.hooks import edited
@@ -54,6 +54,13 @@ def test_what_is_cut():
     assert cut('cett', torch.tensor([1., 9, 1, 0]), 3.)(t).tolist()==[[4, -1, 0, 0], [0, 5, -6, 0]]
     assert (cut('random', None, keep=2, seed=1)(torch.ones(50, 4)).sum(1)==2).all()
     with pytest.raises(ValueError, match="way must be one of cett, fat, topk, random, got 'top'"): cut('top', None)
+
+@pytest.mark.parametrize('d', [27, 28, 56])
+def test_one_threshold_for_all_layers_leaves_out_the_share_asked_for(d):
+    "Also where the width is a multiple of 7, and neurons of one remainder are the larger ones"
+    acts = {0: torch.rand(40, 50, d, generator=gen(0))*(1+torch.arange(d)%7)}
+    f = _edits('fat', acts, {0: torch.ones(d, 3)}, share=.5)['mlp_act.0']
+    assert float((f(acts[0])==0).float().mean())==pytest.approx(.5, abs=.02)
 
 def test_costs_of_changes(model):
     m = model
@@ -135,5 +142,8 @@ def test_experts_are_counted():
     assert expert_usage(moe, IDS, seed=0).surety[0,0]==pytest.approx(1, abs=1e-6)
     assert expert_usage(moe, IDS, k=1, seed=0).unused[0]==.75, 'equal logits: the same expert always'
     for v in r.views(): assert v.html()
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+    some = Qwen2MoeForCausalLM(Qwen2MoeConfig(vocab_size=400, hidden_size=16, intermediate_size=16, moe_intermediate_size=8, shared_expert_intermediate_size=8, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, mlp_only_layers=[1], bos_token_id=None)).eval()
+    assert expert_usage(some, IDS, seed=0).layers==(0, 2), 'layers without experts keep their numbers'
     assert entropy_share([1, 0])==0 and entropy_share([.5, .5])==1
     with pytest.raises(ValueError, match='no experts that could be counted'): expert_usage(gpt(), IDS)

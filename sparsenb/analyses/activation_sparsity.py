@@ -4,6 +4,7 @@
 
 # %% ../../nbs/analyses/activation_sparsity.ipynb #2a7e57f4
 from __future__ import annotations
+import math
 from dataclasses import dataclass
 import numpy as np, torch
 from torch import Tensor
@@ -131,7 +132,8 @@ def _edits(way, acts, W, eps=None, share=0., seed=0):
     "Interventions on all layers at the same share left out"
     if way=='cett': return {f'mlp_act.{l}': cut('cett', W[l].norm(dim=1), e) for l,e in zip(acts, eps)}
     if way=='fat':
-        e = float(np.quantile(np.concatenate([a.abs().flatten()[::7].numpy() for a in acts.values()]), share))
+        some = lambda a: a.abs().flatten()[::next(s for s in range(7, 64) if math.gcd(s, a.shape[-1])==1)] # a seventh or less, of every neuron alike
+        e = float(np.quantile(np.concatenate([some(a).numpy() for a in acts.values()]), share))
         return {f'mlp_act.{l}': cut('fat', None, e) for l in acts}
     return {f'mlp_act.{l}': cut(way, None, keep=max(1, round((1-share)*len(W[l]))), seed=seed+l) for l in acts}
 

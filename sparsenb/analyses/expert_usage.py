@@ -4,6 +4,7 @@
 
 # %% ../../nbs/analyses/expert_usage.ipynb #e605ed0f
 from __future__ import annotations
+import re
 from dataclasses import dataclass
 import numpy as np, torch
 from ..core import analyses, seed_of, view
@@ -59,7 +60,13 @@ def _logits(model, ids):
     except (TypeError, ValueError) as e: raise ValueError(f"model {model.name!r} takes no output_router_logits: it has no experts that could be counted") from e
     got = getattr(out, 'router_logits', None)
     if not got: raise ValueError(f"model {model.name!r} returns no router logits: it has no experts that could be counted")
-    return [g.float().reshape(*ids.shape, -1).cpu() for g in got]
+    return [g.float().reshape(*ids.shape, -1).cpu() for g in got if g is not None] # None: a layer without experts
+
+def _layers(model, n, n_experts):
+    "Numbers of the layers that have the routers; 'router 0' … where that cannot be told"
+    if n==model.n_layers: return tuple(range(n))
+    at = sorted({int(m[1]) for k,p in model.module.named_parameters() if p.ndim==2 and len(p)==n_experts and (m := re.search(r'\.(\d+)\.', k))})
+    return tuple(at) if len(at)==n else tuple(f'router {i}' for i in range(n))
 
 @analyses
 def expert_usage(
@@ -84,4 +91,4 @@ def expert_usage(
         sure.append(entropy_share(z.softmax(-1).numpy()).mean(2))
     sure,docs = np.concatenate(sure, 1),np.unique(text.docs, return_inverse=True)[1] # (layers, pieces)
     surety = np.array([(s.mean(), *bootstrap(*(np.bincount(docs, w) for w in (s, np.ones(len(s)))), 1000, seed)) for s in sure])
-    return ExpertUsage(model.name, tuple(range(len(counts))), k, text.ids[:,skip:].numel(), counts, surety, seed, f'{docs.max()+1} documents')
+    return ExpertUsage(model.name, _layers(model, *counts.shape), k, text.ids[:,skip:].numel(), counts, surety, seed, f'{docs.max()+1} documents')
