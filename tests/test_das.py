@@ -123,6 +123,16 @@ def test_the_model_is_left_alone_and_the_seed_decides():
     r = redrawn(m, 0)
     assert not r.hidden.weight.equal(was) and abs(float(r.hidden.weight.detach().std()/was.std())-1)<.3 and m.hidden.weight.equal(was)
 
+def test_a_network_in_half_precision_is_read():
+    data = bits(300, 1)._replace(label=torch.zeros(300, dtype=torch.long))
+    data,m = data._replace(base=data.base.bfloat16(), source=data.source.bfloat16()),Both(0).bfloat16()
+    a = das(m, data, data, 'hidden', ('identity', 'rotation', 'coupling'), size=1, steps=2, points=2, seed=0)
+    assert all(p.dtype==torch.float32 for p in a.maps['rotation'].parameters()) and m.hidden.weight.dtype==torch.bfloat16
+    states = capture(m, data.source, 'hidden')['hidden'].float()
+    net = load_model(m)
+    out = counterfactual(net, data, states, 'hidden', a.maps['identity'], 1)
+    assert out.dtype==torch.bfloat16 and not out.equal(counterfactual(net, data, states, 'hidden', None, 1))
+
 def test_a_sequence_is_exchanged_at_one_position():
     m = load_model('stdlib-4l')
     ids = torch.randint(3, 8000, (2, 3, 6), generator=torch.Generator().manual_seed(0))

@@ -99,7 +99,7 @@ def exchanged(
 )->Tensor:           # (n, d)
     "Base states with one variable's coordinates of the source states"
     own = torch.arange(base.shape[-1], device=base.device)//size==variable[:,None]
-    y = phi(torch.cat([base, source.to(base)]))
+    y = phi(torch.cat([base.to(source), source])) # sources are float32, whatever the network computes in
     return phi.inverse(torch.where(own, y[len(base):], y[:len(base)]))
 
 def _vectors(t, position): # (n, d)
@@ -111,7 +111,7 @@ def _vectors(t, position): # (n, d)
 
 def _put(t, new, position):
     "The site's tensor with other vectors"
-    if t.ndim==2: return new
+    if t.ndim==2: return new.to(t.dtype)
     t = t.clone(); t[:,position] = new.to(t.dtype).view_as(t[:,position])
     return t
 
@@ -123,7 +123,7 @@ def _last(o): # (n, classes)
     return o if o.ndim==2 else o[:,-1]
 
 def counterfactual(
-    model,              # anything `load_model` takes
+    model,              # a `Model`
     data:Interchange,
     states:Tensor,      # (n, d): the site on the sources
     site:str,
