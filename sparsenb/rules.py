@@ -79,6 +79,7 @@ class Rule(str):
         self = super().__new__(cls, words if f1 is None else f'{words} (F1 {f1:.2f})')
         self.kind,self.value,self.f1,self.words = kind,value,f1,words
         return self
+    def __getnewargs__(self): return self.kind,self.value,self.f1 # else a copy would be made from the text
 
     def predict(self,
         context:Context,

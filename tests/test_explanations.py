@@ -1,5 +1,5 @@
 "Explanations and their scores: closed forms, rules that are planted and found, held-out text that stays held out, a file that survives a kill, hostile text"
-import json, random, subprocess, sys, warnings
+import copy, json, pickle, random, subprocess, sys, warnings
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pytest, torch
@@ -36,6 +36,11 @@ def test_an_oracle_gets_1_and_who_always_says_yes_a_half():
     assert value(simulation(VOWEL, ACTIVE, SILENT), 'simulation')==1 and value(simulation(Rule('any'), ACTIVE, SILENT), 'simulation')==0
     assert value(intruder(VOWEL, ACTIVE, SILENT), 'intruder')==1 and value(intruder(Rule('any'), ACTIVE, SILENT), 'intruder')==pytest.approx(.2)
     assert value(unit_test(VOWEL, ACTIVE, SILENT), 'unit_test')==1 and value(unit_test(Rule('any'), ACTIVE, SILENT), 'unit_test')==pytest.approx(1/3)
+
+def test_rules_are_copied_and_sent_elsewhere():
+    for r in (Rule('word', 'self', .5), VOWEL, Rule('position', 2), Rule('any')):
+        for c in (copy.deepcopy(r), pickle.loads(pickle.dumps(r))):
+            assert c==r and c.cfg==r.cfg and c.words==r.words and c.predict(ACTIVE[0]).tolist()==r.predict(ACTIVE[0]).tolist()
 
 def test_rates_are_those_of_the_table():
     truth,said = [1]*6+[0]*4,[1, 1, 1, 1, 0, None, 1, 0, 0, None]
