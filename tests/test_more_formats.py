@@ -53,6 +53,16 @@ def test_openai_relu_is_their_function(tmp_path):
     torch.save({k: v for k,v in s.items() if 'activation' not in k and 'latents' not in k}, tmp_path/'1.pt') # their loader takes ReLU where nothing is said
     near(read_dictionary(tmp_path/'1.pt')(torch.tensor(x)), y)
 
+def test_openai_files_are_written_again_and_others_kept(tmp_path):
+    a,b = (dictionaries['relu'](D, N, seed=s) for s in (0, 1))
+    for d in (a, b): write_dictionary(d, tmp_path/'a.pt', 'openai')
+    assert torch.equal(read_dictionary(tmp_path/'a.pt').W_enc, b.W_enc)
+    for p,was in ((tmp_path/'a.json', '{"other": 1}'), (tmp_path/'a.pt', 'mine')):
+        own = p.read_bytes(); p.write_text(was)
+        with pytest.raises(FileExistsError, match=f'{p.name} is there already'): write_dictionary(a, tmp_path/'a.pt', 'openai')
+        assert p.read_text()==was
+        p.write_bytes(own)
+
 def test_openai_topk_is_refused_or_their_function(tmp_path):
     s = openai_state(3)
     path = tmp_path/'gpt2-small'/'resid_delta_mlp_v5_32k'/'autoencoders'/'6.pt'

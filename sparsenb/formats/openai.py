@@ -102,7 +102,7 @@ class OpenAI:
         writable(path.parent, need=sum(v.numel()*v.element_size() for v in state.values()))
         state |= dict(activation='TopK', activation_state_dict=dict(k=d.k, postact_fn='ReLU')) if d.name=='topk' else dict(activation='ReLU', activation_state_dict={})
         for p in (path, path.with_suffix('.json')):
-            if p.exists() and not OpenAI.sniff(p): raise FileExistsError(f"{p} is there already and would be lost: choose another name")
+            if p.exists() and not (OpenAI.sniff(p) if p==path else b'"sparsenb"' in p.read_bytes()): raise FileExistsError(f"{p} is there already and would be lost: choose another name")
         with atomic_file(path) as a, atomic_file(path.with_suffix('.json')) as b:
             torch.save(state, a)
             write_json(b, dict(sparsenb=note(dictionary)))
