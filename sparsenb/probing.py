@@ -59,7 +59,7 @@ def _column(a, n, what):
 
 def _ids(x, rows):
     "Names of rows: those given, which must differ, else a digest of each row's numbers"
-    if rows is None: return np.array([int.from_bytes(hashlib.blake2b(r.tobytes(), digest_size=8).digest(), 'little') for r in x.astype(np.float64)+0.], np.uint64)
+    if rows is None: return np.array([int.from_bytes(hashlib.blake2b((r.astype(np.float64)+0.).tobytes(), digest_size=8).digest(), 'little') for r in x], np.uint64) # -0 is 0
     u,count = np.unique(ids := _column(rows, len(x), 'names in rows='), return_counts=True)
     if (count>1).any(): raise ValueError(f"rows were given twice: {int((count>1).sum())} names in rows= are repeated, the first is {u[count>1][0]!r}")
     return ids

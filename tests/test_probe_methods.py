@@ -6,7 +6,7 @@ from sparsenb.corpus import load_corpus
 from sparsenb.models import load_model
 from sparsenb.probe import Probe, two_sided
 from sparsenb.probe_sweep import untrained
-from sparsenb.probes.k_sparse_probe import each_alone, many, rankings
+from sparsenb.probes.k_sparse_probe import Alone, each_alone, many, rankings
 from sparsenb.probes.moment import moments
 from sparsenb.probes.structural import Heights, Tree, binary, code_examples, functions_of, heights, joined, nodes_of, python_tree, unbinary
 
@@ -162,6 +162,9 @@ def test_each_neuron_alone_is_scikit_learns():
         est = LogisticRegression(class_weight='balanced', tol=1e-10, max_iter=1000).fit(z[:1000], y[:1000])
         assert a.weight[j]*width[j]==pytest.approx(est.coef_[0,0], abs=1e-4), j
         if j!=3: assert r['f1'][j]==pytest.approx(f1_score(y[1000:], est.predict(z[1000:])), abs=.006) and r['mcc'][j]==pytest.approx(matthews_corrcoef(y[1000:], est.predict(z[1000:])), abs=.01)
+    wide,yes = rng.normal(size=(60, 2100)),rng.random(60)>.5 # more neurons than are looked at together
+    r = Alone(np.ones(2100), np.full(2100, .2)).rates(wide.astype(np.float32), yes)
+    assert r['accuracy']==pytest.approx(((wide+.2>0)==yes[:,None]).mean(0)) and r['recall']==pytest.approx((wide[yes]+.2>0).mean(0))
     with pytest.raises(ValueError, match='two classes'): each_alone(x, np.ones(1500))
     with pytest.raises(ValueError, match='were expected, got'): each_alone(x, y[:9])
 

@@ -240,9 +240,13 @@ class Alone(NamedTuple):
     )->dict: # name -> (d,): as `confusion_rates`
         "Rates of each neuron"
         y = np.asarray(y, bool)
-        said = (np.asarray(x)*self.weight+self.bias>0).astype(np.float32)
-        hit,yes = y.astype(np.float32)@said,said.sum(0)
-        tp,fp,p = hit.astype(float),(yes-hit).astype(float),float(y.sum())
+        parts = []
+        for i in range(0, len(self.weight), 1024): # in double precision, but not all at once
+            at = slice(i, i+1024)
+            said = (np.asarray(x)[:,at]*self.weight[at]+self.bias[at]>0).astype(np.float32)
+            parts.append(np.stack([y.astype(np.float32)@said, said.sum(0)]))
+        tp,yes = np.concatenate(parts, 1).astype(float)
+        fp,p = yes-tp,float(y.sum())
         return confusion_rates(np.stack([np.stack([len(y)-p-fp, fp], -1), np.stack([p-tp, tp], -1)], -2))
 
 def each_alone(
@@ -256,11 +260,13 @@ def each_alone(
     x,y = np.asarray(x),np.asarray(y, bool)
     if x.ndim!=2 or y.shape!=x.shape[:1]: raise ValueError(f"activations (n, d) and labels (n,) were expected, got {x.shape} and {y.shape}")
     if y.all() or not y.any(): raise ValueError(f"two classes were expected, all {len(y)} labels are {bool(y.all())}")
-    mean,width = x.mean(0, dtype=np.float64),10*np.maximum(x.std(0, dtype=np.float64), 1e-3)
-    s = torch.as_tensor(_balanced(y*1))
-    parts = [_two_by_two(torch.as_tensor(np.ascontiguousarray(((x[:,i:i+chunk]-mean[i:i+chunk])/width[i:i+chunk]).T)), s, torch.as_tensor(y), 1/C, tol) for i in range(0, x.shape[1], chunk)]
-    w,b = (np.concatenate(v) for v in zip(*parts))
-    return Alone(w/width, b-w/width*mean)
+    s,out = torch.as_tensor(_balanced(y*1)),[]
+    for i in range(0, x.shape[1], chunk):
+        v = x[:,i:i+chunk].astype(np.float64)
+        mean,width = v.mean(0),10*np.maximum(v.std(0), 1e-3)
+        w,b = _two_by_two(torch.as_tensor(np.ascontiguousarray(((v-mean)/width).T)), s, torch.as_tensor(y), 1/C, tol)
+        out.append((w/width, b-w/width*mean))
+    return Alone(*map(np.concatenate, zip(*out)))
 
 def _newton(x, s, c, pen, w, b): # columns (d, n), weights of rows, what the labels add to the slopes -> slopes and step, each (d,)
     p = torch.addcmul(b.to(x)[:,None], x, w.to(x)[:,None]).sigmoid_()
