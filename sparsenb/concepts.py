@@ -37,7 +37,7 @@ def concept_signal(
     for i,k in enumerate(names):
         e = torch.zeros_like(z); e[:,i] = 1
         with torch.enable_grad(): d = torch.autograd.functional.jvp(G, z, e)[1].detach() if delta is None else (G(z+delta*e)-G(z)).detach().to(z.dtype)/delta
-        out[k] = d.flatten(1).norm(dim=1).numpy()
+        out[k] = d.flatten(1).norm(dim=1).cpu().numpy()
     return out
 
 # %% ../nbs/54_concepts.ipynb #0cf8e7a8
@@ -124,7 +124,7 @@ def _outputs(model, ask, generate, n, seed):
 
 def _classified(classifier, name, out, n):
     c = classifier(out)
-    c = np.asarray(c.detach().double() if isinstance(c, Tensor) else c, float)
+    c = np.asarray(c.detach().cpu().double() if isinstance(c, Tensor) else c, float)
     if c.shape!=(n,): raise ValueError(f"classifier of {name!r}: one number for each of {n} outputs was expected, got shape {c.shape}")
     if not np.isfinite(c).all(): raise ValueError(f"classifier of {name!r}: NaN or infinity for {int((~np.isfinite(c)).sum())} of {n} outputs")
     return c

@@ -46,7 +46,7 @@ class Capability:
     def _repr_html_(self): return ''.join(v._repr_html_() for v in self.views()[:2])
 
 # %% ../../nbs/analyses/hidden_capability.ipynb #e92b754e
-def _by_gain(naive, way, kw):
+def _by_gain(naive, way):
     "Progress of the naive way (n_steps, n_concepts), stretched by what the push gains in the end: when would that work?"
     far = naive[-1]-naive[0]
     gain = np.where(np.abs(far)>1e-9, (way[-1]-naive[0])/np.where(np.abs(far)>1e-9, far, 1), 1)
@@ -64,7 +64,7 @@ def judged(
     sigma:float=0.,      # smoothing, in checkpoints; a lead of few checkpoints does not survive much
 )->Capability:
     "Times, controls and verdicts of a space whose classes are ways to ask for one thing; raises ValueError or `UnknownName` for ways that are not there"
-    kw,n = dict(threshold=threshold, run=run, sigma=sigma),space.index(naive)[0]
+    n = space.index(naive)[0]
     for w,cs in pushed.items():
         for c in cs: space.index(w, c)
         if not len(cs): raise ValueError(f"{w!r} pushes no concept: name one at least")
@@ -75,7 +75,7 @@ def judged(
     gains,controls,verdicts = {},{},{}
     for w,cs in pushed.items():
         q,rest = p[:,space.index(w)[0]],[i for i,c in enumerate(space.concepts) if c not in cs]
-        gains[w] = at(_by_gain(p[:,n], q, kw))
+        gains[w] = at(_by_gain(p[:,n], q))
         t = None if times[w] is None else int(np.flatnonzero(space.steps==times[w])[0])
         controls[w] = {'unlearned fails': bool(q[0].min()<(.5+threshold)/2), 'others stay': bool(rest and t is not None and (np.abs(q[t,rest]-1)<=tolerance).all()), 'more than gain': _early(times[w], gains[w])}
         verdicts[w] = 'not earlier' if not _early(times[w], times[naive]) else 'hidden' if all(controls[w].values()) else 'gain' if not controls[w]['more than gain'] else 'not controlled'

@@ -58,7 +58,7 @@ def log_prob(
     text:str,
     after:str='', # what stands before it
 )->float:         # nats
-    "Log-probability of a text after another"
+    "Log-probability of a text after another; nothing tells the first token of a model without a token to begin with: it is not counted"
     ids = model.tokens(after+text)[0]
     n = model.tokens(after)[0].shape[1] if after else 1
     lp = model.logits(ids)[0].log_softmax(-1)
