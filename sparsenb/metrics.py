@@ -10,7 +10,7 @@ import numpy as np, torch
 from torch import nn
 from . import core
 from .core import UnknownName, seed_of, settings, unknown
-from .scores import Case, Evaluation, Metric, Score, bootstrap, fingerprint, kept, lacking, options_of, quotients, source_hash, wilson, _z
+from .scores import Case, Evaluation, Metric, Score, bootstrap, fingerprint, kept, lacking, options_of, quotients, source_hash, unit_sums, wilson, _z
 from .sites import evaluating
 from .models import load_model
 from .hooks import replaced
@@ -316,16 +316,18 @@ def _core(case, n_tokens, batch_size):
     "L0, reconstruction, sparsity and features, as a dict that can be kept"
     with case.bar('scoring', min(n_tokens or len(case.store), len(case.store)), 'row') as bar: s,fired,l0s,unit = _stream(case.dictionary, case.store, n_tokens, case.seed, batch_size, bar)
     n = int(s['n'].sum())
-    return quotients(row_metrics|code_metrics, s, case.seed, unit, case.n_boot, case.level) | _feature_scores(fired, n, case.seed, case.level) | dict(fired=fired, l0_counts=l0s, n=n)
+    scores = quotients(row_metrics|code_metrics, s, case.seed, unit, case.n_boot, case.level) | _feature_scores(fired, n, case.seed, case.level)
+    return dict(scores=scores, units=unit_sums(row_metrics|code_metrics, s), fired=fired, l0_counts=l0s, n=n)
 
 def _spliced(case, baseline, n_sequences, batch_size):
     with case.bar('splicing', n_sequences, 'seq') as bar: s = _splice(case.dictionary, case.store, case.model, baseline, n_sequences, case.seed, batch_size, bar)
-    return quotients(splice_metrics(baseline), s, case.seed, f"{len(s['n']):,} sequences", case.n_boot, case.level)
+    m = splice_metrics(baseline)
+    return dict(scores=quotients(m, s, case.seed, f"{len(s['n']):,} sequences", case.n_boot, case.level), units=unit_sums(m, s))
 
 def _part(f, case, options):
     "One evaluation as a dict that can be kept"
     p = f(case, **options)
-    if odd := {*p.scores}^{*p.about} or {*p.doubts}-{*p.scores}: raise ValueError(f"evaluation {f.__name__}: {', '.join(sorted(odd))} is not both a score and explained")
+    if odd := {*p.scores}^{*p.about} or {*p.doubts, *p.units}-{*p.scores}: raise ValueError(f"evaluation {f.__name__}: {', '.join(sorted(odd))} is not both a score and explained")
     return p._asdict()
 
 # %% ../nbs/50_metrics.ipynb #cf236880
@@ -356,21 +358,22 @@ def evaluate(
     _check(dictionary, store, model); also = _wanted(also, case)
     folder,on = _stored(dictionary, store, keep)
     about = {k: m.about for k,m in (row_metrics|code_metrics|spliced).items()} | _feature_about
-    doubts,seconds,was = {},{},[]
+    scores,doubts,units,seconds,was = {},{},{},{},[]
     def part(name, make, **what):
         got,seconds[name],had = kept(on and on|dict(part=name, seed=seed, n_boot=n_boot, level=level)|what, folder, make)
         if had: was.append(name)
+        if twice := {*got['scores']}&{*scores}: raise ValueError(f"evaluation {name} reports {', '.join(sorted(twice))}, which is reported already")
+        scores.update(got['scores']); units.update(got['units'])
         return got
     with torch.no_grad(), evaluating(dictionary):
-        scores = part('core', lambda: _core(case, n_tokens, batch_size), n_tokens=n_tokens)
-        fired,l0s,n = (scores.pop(k) for k in ('fired', 'l0_counts', 'n'))
-        if model is not None: scores |= part('splice', lambda: _spliced(case, baseline, n_sequences, sequence_batch), model=model.revision, n_sequences=n_sequences, baseline=baseline)
+        core_part = part('core', lambda: _core(case, n_tokens, batch_size), n_tokens=n_tokens)
+        if model is not None: part('splice', lambda: _spliced(case, baseline, n_sequences, sequence_batch), model=model.revision, n_sequences=n_sequences, baseline=baseline)
+        them = [fingerprint(o) for o in others] if also and on else []
         for name,options in also.items():
             f = core.evaluations[name]
-            got = part(name, lambda: _part(f, case, options), model=model and model.revision, options=options, version=f.version, source=source_hash(f, *f.uses), others=[fingerprint(o) for o in others])
-            if twice := {*got['scores']}&{*scores}: raise ValueError(f"evaluation {name} reports {', '.join(sorted(twice))}, which is reported already")
-            scores |= got['scores']; about |= got['about']; doubts |= got['doubts']
-    return Evaluation(_title(dictionary, store), scores, fired, n, about, level, l0s, doubts, seconds, tuple(was))
+            got = part(name, lambda: _part(f, case, options), model=model and model.revision, options=options, version=f.version, source=source_hash(f, *f.uses), others=them)
+            about |= got['about']; doubts |= got['doubts']
+    return Evaluation(_title(dictionary, store), scores, *(core_part[k] for k in ('fired', 'n')), about, level, core_part['l0_counts'], doubts, seconds, tuple(was), units)
 
 def _title(dictionary, store):
     name = getattr(dictionary, 'name', None) or type(dictionary).__name__

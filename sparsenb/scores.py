@@ -15,8 +15,8 @@ from . import core
 from .core import UnknownName, unknown, view, read_json, write_json
 
 # %% auto #0
-__all__ = ['Metric', 'wilson', 'bootstrap', 'Score', 'quotients', 'Evaluation', 'fingerprint', 'source_hash', 'kept', 'Case',
-           'Part', 'evaluation', 'options_of', 'lacking']
+__all__ = ['Metric', 'wilson', 'bootstrap', 'paired', 'Score', 'quotients', 'unit_sums', 'Evaluation', 'fingerprint',
+           'source_hash', 'kept', 'Case', 'Part', 'evaluation', 'options_of', 'lacking']
 
 # %% ../nbs/48_scores.ipynb #02b1c5cb
 class Metric(NamedTuple):
@@ -24,7 +24,7 @@ class Metric(NamedTuple):
     about:str      # what it says, in a few words
     num:Callable   # columns -> array [units]
     den:Callable   # columns -> array [units]
-    version:int=1  # counts changes of the definition
+    version:int=2  # counts changes of the definition; 1 had intervals too short for few units
 
 # %% ../nbs/48_scores.ipynb #693adf5b
 def _z(level):
@@ -52,26 +52,64 @@ def _tails(level, n):
     p = NormalDist().cdf(-t*np.sqrt(n/v))
     return p, 1-p
 
-def bootstrap(
-    num,             # sum of each independent unit, [units]
-    den=None,        # the same of the denominator; ones give the mean
-    n_boot:int=1000, # drawings
-    seed:int=0,
-    level:float=.95, # coverage
-)->tuple[float,float]: # (lo, hi); NaN where there are fewer than two units, or no denominator
-    "Interval of sum(num)/sum(den) by drawing whole units with replacement (Efron 1979), percentiles widened for few units"
+# %% ../nbs/48_scores.ipynb #6d19bdf4
+_few = 40  # units, below which drawing them is not enough
+
+def _reach(e, level):
+    "How far the truth may lie below and above a mean of few units, from their deviations `e` [units]"
+    from scipy.special import stdtrit
+    n,q = len(e),float(stdtrit(len(e)-1, (1+level)/2))
+    m2 = (e**2).mean()
+    se = np.sqrt(m2/(n-1))
+    if n<3 or not se>0: return q*se,q*se
+    a = (e**3).mean()/m2**1.5*np.sqrt(n-1)/(n-2) # skewness of the mean
+    if abs(a)<1e-6: return q*se,q*se
+    hall = lambda y: 3/a*(np.cbrt(1+a*(y-a/6))-1)
+    return se*max(q, hall(q)), se*max(q, -hall(-q))
+
+# %% ../nbs/48_scores.ipynb #94eddd60
+def _sums(num, den):
     num = np.asarray(num, float)
     den = np.ones_like(num) if den is None else np.asarray(den, float)
     if num.ndim!=1 or num.shape!=den.shape: raise ValueError(f"one sum per unit was expected, got shapes {num.shape} and {den.shape}")
-    tails,n = _tails(level, max(len(num), 2)),len(num)
-    if n<2 or not den.any(): return float('nan'),float('nan')
-    rng,out = np.random.default_rng(seed),[]
-    step = max(1, 2_000_000//n)  # bounds the memory
-    for i in range(0, n_boot, step):
-        at = rng.integers(0, n, (min(step, n_boot-i), n))
-        with np.errstate(divide='ignore', invalid='ignore'): out.append(num[at].sum(1)/den[at].sum(1))
+    return num,den
+
+def _interval(terms, n_boot, seed, level):
+    "Interval of a sum of quotients over the same units; terms: (sign, num [units], den [units])"
+    n,nan = len(terms[0][1]),(float('nan'),)*2
+    tails = _tails(level, max(n, 2))
+    if n<2 or not all(den.any() for *_,den in terms): return nan
+    def value(at): return sum(sign*num[at].sum(-1)/den[at].sum(-1) for sign,num,den in terms)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        v = value(np.arange(n))
+        if not np.isfinite(v): return nan
+        if n<_few:
+            below,above = _reach(sum(sign*(num-num.sum()/den.sum()*den)/den.mean() for sign,num,den in terms), level)
+            return float(v-below),float(v+above)
+        rng,out,step = np.random.default_rng(seed),[],max(1, 2_000_000//n) # bounds the memory
+        for i in range(0, n_boot, step): out.append(value(rng.integers(0, n, (min(step, n_boot-i), n))))
     lo,hi = np.nanquantile(np.concatenate(out), tails)
     return float(lo),float(hi)
+
+def bootstrap(
+    num,             # sum of each independent unit, [units]
+    den=None,        # the same of the denominator; ones give the mean
+    n_boot:int=1000, # drawings, from 40 units on
+    seed:int=0,      # of the drawings
+    level:float=.95, # coverage
+)->tuple[float,float]: # (lo, hi); NaN where there are fewer than two units, or no denominator
+    "Interval of sum(num)/sum(den): by drawing whole units with replacement (Efron 1979), of fewer than 40 in closed form (Hall 1992)"
+    return _interval([(1, *_sums(num, den))], n_boot, seed, level)
+
+def paired(
+    a,               # (num, den), sums of each independent unit [units]
+    b,               # those of the same units, measured otherwise
+    n_boot:int=1000, seed:int=0, level:float=.95, # as `bootstrap`
+)->tuple[float,float]: # (lo, hi)
+    "Interval of the difference of two quotients over the same units, `a` less `b`: what both owe to a unit falls away"
+    a,b = _sums(*a),_sums(*b)
+    if a[0].shape!=b[0].shape: raise ValueError(f"pairs need the same units, got {len(a[0])} and {len(b[0])}")
+    return _interval([(1, *a), (-1, *b)], n_boot, seed, level)
 
 # %% ../nbs/48_scores.ipynb #9079be90
 @dataclass(frozen=True)
@@ -106,6 +144,13 @@ def quotients(
         out[k] = Score(float(value), *bootstrap(num, den, n_boot, seed, level), n, seed, f'{k}/{m.version}', unit)
     return out
 
+def unit_sums(
+    metrics:dict,      # name -> Metric
+    s:dict,            # column -> array [units]
+)->dict:               # name -> float64 [2, units]: numerator and denominator
+    "What each unit adds to each metric, for paired differences"
+    return {k: np.stack([m.num(s), m.den(s)]).astype(float) for k,m in metrics.items()}
+
 # %% ../nbs/48_scores.ipynb #c4ee8866
 @dataclass(frozen=True, repr=False)
 class Evaluation(Mapping):
@@ -120,6 +165,7 @@ class Evaluation(Mapping):
     doubts:dict=field(default_factory=dict)  # name -> why the score is to be read with care
     seconds:dict=field(default_factory=dict) # part -> seconds of processor time it took when it was measured
     kept:tuple=()        # parts that were measured before and only read
+    units:dict=field(default_factory=dict, compare=False) # score -> float64 [2, units]: numerator and denominator of each unit, where they are the same units for any dictionary
 
     def __getitem__(self, name):
         if name not in self.scores: raise UnknownName(unknown('score', name, self.scores))
@@ -252,6 +298,7 @@ class Part(NamedTuple):
     scores:dict            # name -> Score
     about:dict             # name -> what it says
     doubts:dict={}         # name -> why to read it with care
+    units:dict={}          # name -> float64 [2, units]: numerator and denominator of each unit, where another dictionary would be scored on the same ones
 
 _needs = dict(store='an ActivationStore, not a tensor', model='a model', others='other dictionaries (others=[…])')
 
