@@ -83,9 +83,9 @@ function render({ model, el }) {
   above.addEventListener('keydown', e => { if (e.key === 'Escape' && model.get('brush').length) { put(model, { brush: [] }); e.preventDefault(); e.stopPropagation() } })
 
   load(); words()
-  const watch = new ResizeObserver(paint), theme = new MutationObserver(paint)
-  watch.observe(box); theme.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-light', 'data-jp-theme-name'] })
+  const watch = new ResizeObserver(paint), untheme = on_theme(root, paint)
+  watch.observe(box)
   const off = listen(model, { 'change:places': () => { load(); paint() }, 'change:lit': paint, 'change:feature change:brush': over, 'change:title change:tip change:low change:high change:by change:error change:offered': words })
-  return () => { clearTimeout(wait); watch.disconnect(); theme.disconnect(); off() }
+  return () => { clearTimeout(wait); watch.disconnect(); untheme(); off() }
 }
 export default { render }

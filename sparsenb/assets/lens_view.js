@@ -143,26 +143,17 @@ function render({ model, el }) {
     else return
     e.preventDefault(); e.stopPropagation()
   })
-  let wait = 0
-  const grow = () => { area.rows = Math.max(2, Math.min(8, area.value.split('\n').length)) }
-  const send = () => { clearTimeout(wait); if (get('text') !== area.value) set('text', area.value) }
-  area.addEventListener('keydown', own)
-  area.addEventListener('input', () => { grow(); clearTimeout(wait); wait = setTimeout(send, get('patience')) })
-  area.addEventListener('blur', send)
-  const typed = () => { if (document.activeElement !== area) { area.value = get('text'); grow() } }
-  area.value = get('text'); grow()
+  const typed = typing(area, model)
   all()
-  const on = { 'change:version': all, 'change:cell': tell, 'change:colour': paint, 'change:text': typed }
-  for (const [k, f] of Object.entries(on)) model.on(k, f)
-  return () => { clearTimeout(wait); for (const [k, f] of Object.entries(on)) model.off(k, f) }
+  const on = { 'change:version': all, 'change:cell': tell, 'change:colour': paint, 'change:text': typed.told }
+  const off = listen(model, on)
+  return () => { typed.stop(); off() }
 }
 // The same on a page without a kernel: the numbers lie in the page
 function still(section) {
-  const data = JSON.parse(section.querySelector('script[type="application/json"]').textContent), heard = {}
-  for (const k of ['top', 'prob', 'kl', 'entropy', 'rank']) { const s = atob(data[k]), b = new Uint8Array(s.length); for (let i = 0; i < s.length; i++) b[i] = s.charCodeAt(i); data[k] = b }
-  const changed = new Set()
-  const model = { get: k => data[k], set: (k, v) => { data[k] = v; changed.add(k) }, save_changes: () => { for (const k of changed) (heard['change:' + k] ?? []).forEach(f => f()); changed.clear() }, on: (k, f) => (heard[k] ??= []).push(f), off: () => {} }
+  const data = JSON.parse(section.querySelector('script[type="application/json"]').textContent)
+  for (const k of ['top', 'prob', 'kl', 'entropy', 'rank']) data[k] = from_base64(data[k])
   section.querySelector('.snb-lens').remove()
-  render({ model, el: section })
+  render({ model: page_model(data), el: section })
 }
 export default { render }

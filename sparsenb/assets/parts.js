@@ -76,6 +76,29 @@ const listen = (model, on) => {
   return () => { for (const [k, f] of Object.entries(on)) model.off(k, f) }
 }
 
+// What stands in for the kernel on a page that has none
+const page_model = state => {
+  const heard = {}, changed = new Set()
+  return {
+    get: k => state[k], set: (k, v) => { state[k] = v; changed.add(k) },
+    save_changes: () => { const now = [...changed]; changed.clear(); for (const k of now) for (const f of heard['change:' + k] ?? []) f() },
+    on: (k, f) => { for (const n of k.split(' ')) (heard[n] ??= []).push(f) }, off: () => {}, send: () => {},
+  }
+}
+const from_base64 = s => Uint8Array.from(atob(s), c => c.charCodeAt(0))
+// What is painted is painted anew when the theme changes; its sheet may come seconds after its name
+const on_theme = (root, paint) => {
+  const css = getComputedStyle(root), dark = matchMedia('(prefers-color-scheme: dark)')
+  let poll = 0
+  const watch = new MutationObserver(() => {
+    let ink = css.color, left = 100
+    paint(); clearInterval(poll)
+    poll = setInterval(() => { if (css.color !== ink) { ink = css.color; paint() } if (!--left) clearInterval(poll) }, 100)
+  })
+  watch.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-light', 'data-jp-theme-name'] }); dark.addEventListener('change', paint)
+  return () => { clearInterval(poll); watch.disconnect(); dark.removeEventListener('change', paint) }
+}
+
 // Bars of a histogram; their heights may be logarithms of the counts
 const bars = (svg, lo, hi, counts, { log = false, signed = false, width = 300, height = 104 } = {}) => {
   svg.replaceChildren()

@@ -411,14 +411,7 @@ function render({ model, el }) {
   const told = () => { said.textContent = get('said'); wrong.textContent = get('error'); wrong.hidden = !get('error') }
   const all = () => { if (built !== get('version')) { built = get('version'); cache.clear(); asked = ''; cursor = [-1, -1]; build() } told(); head() }
 
-  let wait = 0
-  const grow = () => { area.rows = Math.max(2, Math.min(8, area.value.split('\n').length)) }
-  const send = () => { clearTimeout(wait); if (get('text') !== area.value) set('text', area.value) }
-  area.addEventListener('keydown', own)
-  area.addEventListener('input', () => { grow(); clearTimeout(wait); wait = setTimeout(send, get('patience')) })
-  area.addEventListener('blur', send)
-  const typed = () => { if (document.activeElement !== area) { area.value = get('text'); grow() } pick.hidden = facts().prompts < 2 || !!get('text') }
-  area.value = get('text'); grow()
+  const typed = typing(area, model), known = () => { typed.told(); pick.hidden = facts().prompts < 2 || !!get('text') }
   pick.addEventListener('keydown', own)
   pick.addEventListener('change', () => set('prompt', Number(pick.value)))
   root.addEventListener('keydown', e => {
@@ -431,21 +424,20 @@ function render({ model, el }) {
 
   seen.hidden = true
   const again = () => { layer = null; paint(true); if (shown) follow() }
-  const watch = new ResizeObserver(again), theme = new MutationObserver(again), dark = matchMedia('(prefers-color-scheme: dark)')
-  watch.observe(box); theme.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-light', 'data-jp-theme-name'] }); dark.addEventListener('change', again)
-  const on = { 'change:version': all, 'change:layer change:head': head, 'change:token': token, 'change:exclude': exclude, 'change:score': light, 'change:text': typed, 'change:said change:error': told, 'msg:custom': came }
+  const watch = new ResizeObserver(again), untheme = on_theme(root, again)
+  watch.observe(box)
+  const on = { 'change:version': all, 'change:layer change:head': head, 'change:token': token, 'change:exclude': exclude, 'change:score': light, 'change:text': known, 'change:said change:error': told, 'msg:custom': came }
   const each = Object.entries(on).flatMap(([k, f]) => k.split(' ').map(n => [n, f]))
   for (const [k, f] of each) model.on(k, f)
   all()
-  return () => { clearTimeout(wait); watch.disconnect(); theme.disconnect(); dark.removeEventListener('change', again); for (const [k, f] of each) model.off(k, f) }
+  return () => { typed.stop(); watch.disconnect(); untheme(); for (const [k, f] of each) model.off(k, f) }
 }
 
 // The kernel of a page that has none: state and tiles lie beside the map
 function static_map(root) {
   root.dataset.on = ''
   const data = JSON.parse(root.querySelector('script').textContent), on = {}, changed = new Set()
-  const undo = s => { const b = atob(s), u = new Uint8Array(b.length); for (let i = 0; i < b.length; i++) u[i] = b.charCodeAt(i); return new DataView(u.buffer) }
-  const leaf = i => Object.fromEntries(Object.entries(data.leaves[i]).map(([k, v]) => [k, v?.b64 === undefined ? v : undo(v.b64)]))
+  const leaf = i => Object.fromEntries(Object.entries(data.leaves[i]).map(([k, v]) => [k, v?.b64 === undefined ? v : from_base64(v.b64)]))
   const state = { ...data.state, ...leaf(data.state.prompt) }
   const fire = (k, ...a) => { for (const f of on[k] ?? []) f(...a) }
   const model = {
@@ -460,7 +452,7 @@ function static_map(root) {
     },
     send: ({ want: [v, l, h] }) => {
       const t = data.tiles[`${state.prompt},${l},${h}`]
-      if (t) fire('msg:custom', { tile: [v, l, h], most: t.most }, [undo(t.b64)])
+      if (t) fire('msg:custom', { tile: [v, l, h], most: t.most }, [from_base64(t.b64)])
       else fire('msg:custom', { none: [v, l, h] }, [])
     },
   }

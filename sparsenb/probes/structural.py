@@ -17,7 +17,7 @@ from ..syntax import _Source
 
 # %% auto #0
 __all__ = ['sep', 'Tree', 'Heights', 'binary', 'unbinary', 'heights', 'joined', 'nodes_of', 'python_tree', 'Examples',
-           'functions_of', 'code_examples', 'Fitted', 'Structural']
+           'functions_of', 'code_examples', 'Fitted', 'Structural', 'TreeReading', 'tree_reader']
 
 # %% ../../nbs/probes/structural.ipynb #689f18a9
 sep = '<sep>'
@@ -328,3 +328,30 @@ def _score(self, x, y, rows=None, types=None, groups=None, shuffles=1, n_boot=10
     return ProbeScores(f'{self.name} on {new.x[0].shape[1]} activations', {k: Score(*v, len(out), self.seed, f'{k}/1', u.what.replace('rows', 'examples')) for k,v in got.items()}, level)
 
 Structural.fit,Structural.score = _fit,_score
+
+# %% ../../nbs/probes/structural.ipynb #8885eb43
+class TreeReading(NamedTuple):
+    "A text's tree, and those that probes read from the activations on it"
+    text:str
+    leaves:np.ndarray # int (n, 2): first character of each leaf and the one after its last
+    true:Tree         # binary
+    said:dict         # site -> binary tree
+    scores:dict       # site -> F1 of labelled nodes, and of nodes without labels
+
+def tree_reader(
+    model,       # with a fast tokenizer
+    fitted:dict, # site -> fitted `Structural`
+):               # function from a Python text to a `TreeReading`; it raises what `python_tree` raises
+    "Read texts with several probes at once; raises ValueError for a probe that was not fitted"
+    for s,p in fitted.items():
+        if p.reader is None: raise ValueError(f"the probe of {s!r} was not fitted: call fit(x, y) first")
+    def read(text):
+        o = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)['offset_mapping']
+        tree,tok = python_tree(text, o)
+        if len(o)>=(model.n_ctx or 10**9): raise ValueError(f"the text has {len(o):,} tokens, {model.name} reads {model.n_ctx-1:,}")
+        x,ends = code_examples(model, [('', text)], fitted).x,[(o[u][0], o[v][1]) for u,v in tok]
+        leaves = [(b-len(text[a:b].lstrip()), a+len(text[a:b].rstrip())) for a,b in ends]
+        said,true = {s: joined(p.outputs(x[s])[0]) for s,p in fitted.items()},binary(tree)
+        f1 = lambda t, labels: float(np.divide(*_f1_parts([t], [true], labels)[0]))
+        return TreeReading(text, np.array(leaves), true, said, {s: (f1(t, True), f1(t, False)) for s,t in said.items()})
+    return read

@@ -4,25 +4,17 @@
 
 # %% ../../nbs/widgets/lens_view.ipynb #04f1d74d
 from __future__ import annotations
-import base64, json, re, time
-from functools import cache
-from importlib.resources import files
+import base64, json, time
 import anywidget, traitlets
 import numpy as np
 from ..core import UnknownName, show_bytes, unknown, view, widgets
-from ..views import Html, escaped, show_number, style
+from ..panels import Panel, asset, noted, rules, whole
+from ..views import Html, escaped, show_number
 
 # %% auto #0
 __all__ = ['packed', 'LensView', 'read', 'table', 'StaticLens', 'static']
 
 # %% ../../nbs/widgets/lens_view.ipynb #aab687ef
-def _asset(*names): return ''.join((files('sparsenb')/'assets'/n).read_text(encoding='utf-8') for n in names)
-@cache
-def _css(): return style('base', 'tokens').removeprefix('<style>').removesuffix('</style>')+_asset('live_prompt.css', 'lens_view.css')
-
-_half = re.compile('[\ud800-\udfff]')
-def _whole(text): return _half.sub('\ufffd', str(text)) # JSON has no place for half a surrogate pair
-
 _colours = ('probability', 'KL', 'entropy', 'rank of next')
 _columns = ('prob', 'kl', 'entropy', 'rank')
 
@@ -31,12 +23,15 @@ def packed(
 )->dict:     # what the page is told
     "Texts once each, and numbers as bytes"
     known = sorted(reading.names)
-    return dict(layers=['embed' if l<0 else str(l) for l in reading.layers], words=[_whole(w) for w in reading.words], names=[_whole(reading.names[i]) for i in known], n=int(reading.top.shape[2]),
+    return dict(layers=['embed' if l<0 else str(l) for l in reading.layers], words=[whole(w) for w in reading.words], names=[whole(reading.names[i]) for i in known], n=int(reading.top.shape[2]),
         top=np.searchsorted(known, reading.top).astype('<u4').tobytes(), **{k: np.ascontiguousarray(getattr(reading, k), '<f4').tobytes() for k in _columns})
 
-class _Page(anywidget.AnyWidget):
+_script = ('parts.js', 'live_panel.js', 'lens_view.js')
+
+class _Page(Panel, anywidget.AnyWidget):
     "What kernel and page share"
-    _esm,_css = _asset('parts.js', 'live_panel.js', 'lens_view.js'),_css()
+    _esm = asset(*_script)
+    _css = sheet = rules('live_prompt.css', 'lens_view.css', sections=('base', 'tokens'))
     colours = traitlets.List(list(_colours)).tag(sync=True)
     kinds = traitlets.List().tag(sync=True)              # lenses to choose from
     kind = traitlets.Unicode('').tag(sync=True)          # the lens
@@ -54,10 +49,7 @@ class _Page(anywidget.AnyWidget):
     entropy = traitlets.Bytes(b'').tag(sync=True)        # float32 (rows, T)
     rank = traitlets.Bytes(b'').tag(sync=True)           # float32 (rows, T); 0 where no token follows
     model = traitlets.Unicode('').tag(sync=True)
-    said = traitlets.Unicode('').tag(sync=True)
     note = traitlets.Unicode('').tag(sync=True)
-    error = traitlets.Unicode('').tag(sync=True)
-    version = traitlets.Int(0).tag(sync=True)            # rises with every change of what is drawn
 
 # %% ../../nbs/widgets/lens_view.ipynb #324d4d0b
 @widgets
@@ -135,9 +127,6 @@ def _plain(r):
     rows = ''.join(f'<tr><th scope="row">{"embed" if l<0 else l}</th>{"".join(cell(i, t) for t in range(len(r.words)))}</tr>' for i,l in enumerate(r.layers))
     return f'<div class="snb-lens-o"><table class="snb-lens-t"><thead><tr><th scope="col">layer</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
-def _script():
-    return "<script>(() => {\n"+re.sub(r'^export default .*$', '', _asset('parts.js', 'live_panel.js', 'lens_view.js'), flags=re.M)+"\nstill(document.currentScript.previousElementSibling)\n})()</script>"
-
 class StaticLens(Html):
     "The view on a page: from disk, without a kernel or a network"
     def __repr__(self): return f'StaticLens, {show_bytes(len(self.source))}'
@@ -145,16 +134,12 @@ class StaticLens(Html):
 def static(self:LensView)->StaticLens:
     "What is shown, for a page without a kernel: pointing, picking and colours still work"
     r = self.reading
-    if r is None: return StaticLens(f'<section class="snb">{style("base")}<div class="snb-c">{escaped(self.error or "No text was typed.")}</div></section>')
+    if r is None: return StaticLens(noted(self.error or 'No text was typed.').source)
     plain = {k: base64.b64encode(v).decode() if isinstance(v, bytes) else v for k,v in packed(r).items()}
-    data = plain | dict(colours=list(_colours), colour=self.colour, cell=list(self.cell), kinds=[self.kind], kind=self.kind, text=_whole(self.text), model=r.model, note=r.note, error='', said='', still=True, version=0)
+    data = plain | dict(colours=list(_colours), colour=self.colour, cell=list(self.cell), kinds=[self.kind], kind=self.kind, text=whole(self.text), model=r.model, note=r.note, error='', said='', still=True, version=0)
     block = json.dumps(data, separators=(',', ':'), allow_nan=False).replace('<', r'\u003c')
-    return StaticLens(f'<section class="snb snb-lens-page" aria-label="{escaped(r.kind)} lens"><style>{_css()}</style><div class="snb snb-panel snb-lens">{_plain(r)}</div><script type="application/json">{block}</script></section>{_script()}')
+    script = asset(*_script).replace('export default { render }', '')
+    return StaticLens(f'<section class="snb snb-lens-page" aria-label="{escaped(r.kind)} lens"><style>{self.sheet}</style><div class="snb snb-panel snb-lens">{_plain(r)}</div><script type="application/json">{block}</script></section>'
+        f'<script>(() => {{\n{script}\nstill(document.currentScript.previousElementSibling)\n}})()</script>')
 
-def _repr_mimebundle_(self, **kw):
-    "The live panel, and beside it what it shows for pages without a kernel"
-    data,*meta = d if isinstance(d := super(LensView, self)._repr_mimebundle_(**kw), tuple) else (d,)
-    data = (data or {}) | {'text/html': self.static().html()}
-    return (data, *meta) if meta else data
-
-LensView.static,LensView._repr_mimebundle_ = static,_repr_mimebundle_
+LensView.static = static

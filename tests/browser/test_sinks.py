@@ -1,9 +1,11 @@
 "The map of sinks used as a person does: heads, tokens, sinks taken out, an image, a prompt of one's own; live in JupyterLab, and from the disk with no network"
 import json, statistics
+from functools import partial
 import numpy as np, pytest, torch
 from sparsenb.models import load_model
 from sparsenb.sinks import sinks
 from toy_index import HOSTILE
+from asking import says as asked
 
 S = '.snb-sinks'
 TEXT = 'def area(radius):\n    """The area of a circle."""\n    return math.pi*radius**2\n\n\ndef main(argv):\n    for name in argv[1:]:\n        with open(name) as f:\n            print(name, len(f.read()))\n'
@@ -44,7 +46,7 @@ def test_live(notebook, root):
     side_closed(nb); nb.run_all(200)
     nb.wait_for_selector(f'{S} .snb-hc[aria-selected]'); wait_head(nb, 0, 1)
     row = lambda: np.array(json.loads(nb.python("print(json.dumps((w.pattern[w.token] if w.token>=0 else w.sinks.received(w.layer, w.head, w.prompt, w.exclude)).tolist()))")))
-    says = lambda code, want: nb.wait_for_function('true') or _until(nb, code, want)
+    says = partial(asked, nb)
     assert shown(nb)=='Layer 0 · head 1' and nb.locator(f'{S} .snb-hc').count()==16
     assert agrees(heat(nb), expected(row()))
     nb.click(f'{S} .snb-hc[data-l="2"][data-h="0"]'); wait_head(nb, 2, 0)          # a head, by mouse
@@ -78,12 +80,6 @@ def test_live(notebook, root):
     nb.evaluate(f"document.querySelector('{S}').scrollIntoView()"); nb.wait_for_timeout(200); nb.shot('sinks_dark_narrow')
     nb.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})"); nb.wait_for_function("document.body.dataset.jpThemeLight==='true'")
     assert nb.fetched==[] and nb.complaints==[]
-
-def _until(nb, code, want, tries=100):
-    for _ in range(tries):
-        if (got:=nb.python(code))==want: return
-        nb.wait_for_timeout(100)
-    assert got==want
 
 
 def written(tmp_path, fragment, name='map.html'):
