@@ -126,7 +126,8 @@ class SpaceProbe:
         state = state or self.best(split)
         to = self.outputs[state,split]
         km = great_circle(self.truth, np.stack([to[:,0].clip(-90, 90), (to[:,1]+180)%360-180], 1))
-        return widgets['geo_map'](*self.truth.T, km, title=kw.pop('title', f'Where {state} puts them'), text=names, to=to, caption=kw.pop('caption', f'Colour: kilometres between true and predicted place, {split} held out; {self.caption}'), **kw)
+        first = dict(title=f'Where {state} puts them', region=self.groups, label='error in km', caption=f'Colour: kilometres between true and predicted place, {split} held out; {self.caption}')
+        return widgets['geo_map'](*self.truth.T, km, text=names, to=to, **first|kw)
 
     def views(self)->tuple: return *((self.lines(),) if len(self.states)>1 else ()),self.table()
     def __repr__(self): return repr(self.table())
