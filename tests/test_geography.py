@@ -76,6 +76,26 @@ def test_what_comes_in_regions_is_found():
         with pytest.raises(ValueError, match=said): bad()
     with pytest.raises(UnknownName, match="did you mean 'bonferroni'"): corrected([.1], 'bonferoni')
 
+def test_a_trained_dictionary_has_regions_that_random_weights_do_not():
+    "Four regions and forty names' own directions in 24 dimensions: features of a trained dictionary come in regions, beside random weights and places dealt anew"
+    from sparsenb.train import fit
+    g = torch.Generator().manual_seed(0)
+    at = np.stack([np.linspace(-60, 60, 160), np.tile(np.linspace(-100, 100, 16), 10)], 1)
+    region = (at[:,0]>0)*2+(at[:,1]>0)
+    own = torch.randn(44, 24, generator=g); own /= own.norm(dim=1, keepdim=True)
+    x = lambda: own[torch.from_numpy(region)]+own[4+torch.randint(40, (160,), generator=g)]+.05*torch.randn(160, 24, generator=g)
+    data = torch.cat([x() for _ in range(40)])
+    sae,random = (dictionaries['topk'](24, 48, k=2, seed=s) for s in (1, 2))
+    fit(sae, data, n_tokens=150_000, batch_size=256, seed=1); random.b_dec.data = data.mean(0)
+    with torch.no_grad(): f,r = (d.codes(data[:160]).dense(48).numpy() for d in (sae, random))
+    m = analyses['morans_i'](at, f, permutations=199, seed=0)
+    others = {'random weights': analyses['morans_i'](at, r, permutations=199, seed=0), 'places dealt anew': analyses['morans_i'](at[np.random.default_rng(0).permutation(160)], f, permutations=199, seed=0)}
+    t = m.beside(others, 'features')
+    assert [row[0] for row in t.rows]==['features', *others] and t.rows[0][2]==len(m.found())>=2 and [row[2] for row in t.rows[1:]]==[0, 0]
+    assert np.nanmax(m.I)>np.nanmax(others['random weights'].I)+.2
+    on = m.values[:,int(np.nanargmax(m.I))]>0
+    assert max((region[on]==k).mean() for k in range(4))>.9
+
 def test_neighbours_on_the_globe_and_at_one_place():
     p = np.array([[0., 179.9], [0, -179.9], [0, 175], [80, 0], [80, 180], [-60, 0]])
     near = neighbour_weights(p, 1)
@@ -122,6 +142,24 @@ def test_neurons_are_measured_where_they_were_not_chosen():
     assert abs(none.scores['a'][0].value)<.25
     with pytest.raises(ValueError, match='k must be in 1..200'): analyses['space_neurons'](x, dict(a=y), k=0)
 
+def test_dealt_targets_stay_alike_within_a_block():
+    "Neurons that know countries, but not where they lie: what the control finds is as large as what the search finds"
+    from sparsenb.analyses.space_neurons import _dealt
+    y,of = np.arange(9.),np.array([0, 1, 2, 2, 1, 0, 2, 1, 2])
+    z = _dealt(y, of, np.random.default_rng(3))
+    homes = [set(of[z[of==k].astype(int)]) for k in range(3)]
+    assert all(len(h)==1 for h in homes) and len(set.union(*homes))==3
+    assert sorted(_dealt(y, np.arange(9), np.random.default_rng(3)))==y.tolist(), 'blocks of one row: any order'
+    found,control = [],[]
+    for s in range(8):
+        r = np.random.default_rng(s)
+        g = np.repeat(np.arange(60), r.integers(2, 14, 60))
+        lat,x = r.normal(size=60)[g]*20+r.normal(size=len(g))*3,r.normal(size=(60, 100))[g]+.3*r.normal(size=(len(g), 100))
+        n = analyses['space_neurons'](x, dict(lat=lat), g, k=1, seed=s, n_boot=0)
+        found.append(abs(n.scores['lat'][0].value)); control.append(n.dealt['lat'])
+    print(np.mean(found), np.mean(control))
+    assert np.mean(control)>.6*np.mean(found) and np.mean(control)>.09
+
 def test_minilm_holds_a_map_that_letters_do_not(minilm):
     "Latitude and longitude from the last layer, whole countries held out: beside shuffled places, characters and a random split"
     from sparsenb.models import load_model
@@ -147,8 +185,27 @@ def test_the_map_checks_what_it_is_given_and_shows_text_as_text():
     for a,kw,said in ((([100], [0]), {}, 'latitude within'), (([0, 1], [0]), {}, '2 latitudes and 1'), (([0], [0], [1, 2]), {}, '2 values for 1'), (([0], [0]), dict(to=[[1, 2, 3]]), 'lines lead to'), (([0], [0], [3.]), dict(lo=5), 'is above')):
         with pytest.raises(ValueError, match=said): G(*a, **kw)
 
+def test_places_are_chosen_by_name_and_by_number():
+    w = widgets['geo_map']([10, -20, 0], [0, 170, -170], [1., -2, np.nan], text=['a', 'b', 'a'], region=['x', 'x', 'y'], to=[[0, 0]]*3, label='km', selected=['b'])
+    assert w.rows==[1] and w.table().rows==(('b', -20., 170., 'x', 0., 0., -2.),) and w.table().columns[-1]=='km'
+    w.selected = ['a']; assert w.rows==[0, 2]  # two places of one name
+    w.rows = [2, 2]; assert w.rows==[2] and w.selected==['a']
+    w.rows = []; assert w.selected==[] and len(w.table().rows)==3 and set(w.numbers())=={'latitude', 'longitude', 'value', 'to', 'text', 'region'}
+    with pytest.raises(UnknownName, match="'c'"): w.selected = ['c']
+    with pytest.raises(ValueError, match='there are 3'): w.rows = [3]
+    with pytest.raises(ValueError, match='2 region for 3'): widgets['geo_map']([0, 1, 2], [0, 1, 2], region=['a', 'b'])
+    assert widgets['geo_map']([0], [0]).names==['place 0']
+    evil = '</script><script>alert(1)</script>'
+    html = widgets['geo_map']([0], [0], title=evil, text=[evil], region=[evil], caption=evil, label=evil).static().html()
+    assert html.count('</script>')==2 and '<script>alert' not in html
+
 def test_the_report(tmp_path, minilm):
-    dictionaries['topk'](384, 64, k=4, seed=0).save(tmp_path/'topk')
-    out = run_report('geography', dict(layers=[5], n_places=90, permutations=99, n_maps=1, dictionary=str(tmp_path/'topk')), tmp_path/'geo.html')
+    "A dictionary that is trained there"
+    out = run_report('geography', dict(layers=[5], n_places=90, permutations=99, n_maps=1, n_features=32, n_train=5_000), tmp_path/'geo.html')
     html = Path(out).read_text()
-    assert all(w in html for w in ('Places', 'Regions', 'Times', 'high–high', 'characters', 'shuffled', 'Clusters of column', 'Feature ')) and html.count('60°N')>=3
+    assert all(w in html for w in ('Places', 'Regions', 'Times', 'high–high', 'characters', 'shuffled', 'Clusters of column', 'Feature ', 'random weights', 'places dealt anew')) and html.count('60°N')>=3
+
+def test_the_report_of_a_saved_dictionary(tmp_path, minilm):
+    dictionaries['topk'](384, 64, k=4, seed=0).save(tmp_path/'topk')
+    html = Path(run_report('geography', dict(layers=[5], n_places=60, permutations=9, n_maps=1, dictionary=str(tmp_path/'topk'), times=''), tmp_path/'geo.html')).read_text()
+    assert 'features of resid_post.5' in html and 'channels' in html and 'Times' not in html

@@ -149,6 +149,11 @@ class Moran:
         rows = tuple((int(j), float(self.I[j]), float(self.p[j]), float(self.q[j]), int(self.active[j])) + ((', '.join(str(names[i]) for i in np.argsort(-self.values[:,j], kind='stable')[:5]),) if names is not None else ()) for j in at if np.isfinite(self.I[j]))
         return view('Table', "Moran's I", ('column', 'I', 'p', 'q', 'places active', *(('strongest in',) if names is not None else ())), rows, caption=self.caption)
 
+    def beside(self, others:dict, name:str='these'): # name -> Moran
+        "How many columns come in regions here and elsewhere, such as in features of random weights or at places dealt anew"
+        row = lambda k, m: (k, int((on := np.isfinite(m.I)).sum()), len(m.found()), len(m.found())/max(1, on.sum()), float(np.max(m.I[on], initial=-1)), float(m.I[on].mean()) if on.any() else float('nan'))
+        return view('Table', "Moran's I beside controls", ('columns', 'tested', 'in regions', 'share', 'largest I', 'mean I'), tuple(row(k, m) for k,m in (dict([(name, self)])|others).items()), f'In regions: I of at least .3, p below .01 and q below .05. {self.caption}')
+
     def histogram(self):
         "How I is spread over the columns that were tested"
         I = self.I[np.isfinite(self.I)]
@@ -158,17 +163,17 @@ class Moran:
     def _on_globe(self):
         if not self.sphere: raise ValueError('a map needs latitude and longitude; these places lie in a plane')
 
-    def map(self, column:int, names=None, title=None):
-        "A column on the globe; raises ValueError for places in a plane"
+    def map(self, column:int, names=None, title=None, **kw):
+        "A column on the globe; further arguments as of `geo_map`; raises ValueError for places in a plane"
         self._on_globe()
         v = self.values[:,column]
-        return widgets['geo_map'](*self.places.T, v, title or f'Column {column}', text=names, signed=bool((v<0).any()), caption=f'I = {self.I[column]:.3f}, q = {self.q[column]:.3g}; {self.caption}')
+        return widgets['geo_map'](*self.places.T, v, title or f'Column {column}', text=names, signed=bool((v<0).any()), **kw, caption=f'I = {self.I[column]:.3f}, q = {self.q[column]:.3g}; {self.caption}')
 
-    def clusters(self, column:int, names=None, title=None, **kw):
+    def clusters(self, column:int, names=None, title=None, region=None, **kw):
         "Where a column's clusters lie, on the globe; further arguments as of `local_moran`"
         self._on_globe()
         l = self.local(column, **kw)
-        return widgets['geo_map'](*self.places.T, title=title or f'Clusters of column {column}', group=l.kind, order=(kinds[0], kinds[2], kinds[3], kinds[1]), text=names,
+        return widgets['geo_map'](*self.places.T, title=title or f'Clusters of column {column}', group=l.kind, order=(kinds[0], kinds[2], kinds[3], kinds[1]), text=names, region=region,
             caption=f'A place and its {self.k} neighbours, p below {l.level:g}: {int((l.kind!="").sum())} of {len(l.p)} places, {l.level*len(l.p):.0f} expected by chance where p is not corrected; rings are the rest')
 
     def views(self)->tuple: return self.histogram(),self.table()

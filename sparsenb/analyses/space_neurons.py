@@ -24,7 +24,7 @@ class SpaceNeurons:
     first:np.ndarray # (targets, n_neurons): rank correlation on the half they were chosen on
     second:np.ndarray# (targets, n_neurons): … on the other half
     cosines:np.ndarray # (targets, n_neurons) with the probe's direction; None where no weights were given
-    dealt:dict       # target -> rank correlation of the best neuron for dealt targets, on the other half
+    dealt:dict       # target -> rank correlation of the best neuron for dealt targets, on the other half: mean size over five deals
     caption:str
 
     def table(self):
@@ -53,6 +53,13 @@ def _cosines(W_out, directions, n, m):
     return unit(D)@unit(W).T
 
 # %% ../../nbs/analyses/space_neurons.ipynb #5494eec0
+def _dealt(y, of, rng): # targets (n,), block of each row (n,) -> (n,)
+    "Each block's targets dealt to another one, repeated or cut to its length"
+    z = np.empty_like(y)
+    rows = np.split(np.argsort(of, kind='stable'), np.bincount(of).cumsum()[:-1])
+    for at,i in zip(rows, rng.permutation(len(rows))): z[at] = np.resize(y[rows[i]], len(at))
+    return z
+
 @analyses
 def space_neurons(
     acts,            # activations of neurons, (n, n_neurons), such as `name_vectors` gives at `mlp_act.L`
@@ -61,7 +68,7 @@ def space_neurons(
     W_out=None,      # (n_neurons, d): what each neuron writes
     directions=None, # (targets, d): where a probe reads, such as `probe.direction`
     k:int=3,         # neurons for each target
-    seed:int=None,   # of the halves, the deal and the intervals; the settings' unless given
+    seed:int=None,   # of the halves, the deals and the intervals; the settings' unless given
     n_boot:int=1000,
     level:float=.95,
 )->SpaceNeurons:
@@ -80,12 +87,11 @@ def space_neurons(
     order = lambda r: np.argsort(-np.abs(r), kind='stable')[:k]
     chosen = {t: order(first[i]) for i,t in enumerate(names)}
     ranks = lambda v: rankdata(v)-(len(v)+1)/2
-    score = lambda i, j: Score(*u.measured(_weighted(ranks(y[i,b]), ranks(x[b,j]))), len(b), seed, 'space_neurons/1', u.what)
-    dealt = {}
+    score = lambda i, j: Score(*u.measured(_weighted(ranks(y[i,b]), ranks(x[b,j]))), len(b), seed, 'space_neurons/2', u.what)
+    dealt,blocks = {},np.arange(n) if groups is None else np.unique(_column(groups, n, 'groups'), return_inverse=True)[1].ravel()
     for i,t in enumerate(names):
-        z = y[i,np.random.default_rng([seed, i]).permutation(n)]
-        j = order(rho(a, z))[0]
-        dealt[t] = float(rho(b, z)[j])
+        zs = [_dealt(y[i], blocks, np.random.default_rng([seed, i, d])) for d in range(5)]
+        dealt[t] = float(np.mean([abs(spearman(z[b,None], x[b][:,order(rho(a, z))[:1]])[0]) for z in zs]))
     by = '' if cos is None else f'; cosines of random directions are about {np.sqrt(2/np.pi/_numpy(W_out).shape[1]):.3f}'
     return SpaceNeurons(names, chosen, {t: tuple(score(i, j) for j in chosen[t]) for i,t in enumerate(names)}, first, second, cos, dealt,
-        f"rank correlations; {m:,} neurons, chosen on {len(a):,} rows, measured on {len(b):,} of other {'blocks' if groups is not None else 'rows'}, {level:.0%} intervals from drawing {u.what}, seed {seed}{by}; space_neurons/1")
+        f"rank correlations; {m:,} neurons, chosen on {len(a):,} rows, measured on {len(b):,} of other {'blocks' if groups is not None else 'rows'}, {level:.0%} intervals from drawing {u.what}, seed {seed}{by}; space_neurons/2")
