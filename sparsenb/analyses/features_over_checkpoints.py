@@ -10,12 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from ..core import analyses, dictionaries, seed_of, view
 from ..dynamics import Dynamics, checkpoints, finite, several
+from ..scores import wilson
 
 # %% auto #0
-__all__ = ['chance_cosine', 'partners', 'Path', 'FeaturePaths', 'features_over_checkpoints', 'dictionaries_of']
+__all__ = ['FATES', 'chance_cosine', 'partners', 'Path', 'FeaturePaths', 'features_over_checkpoints', 'dictionaries_of',
+           'crosscoder_of', 'crosscoder_paths', 'Agreement', 'agreement']
 
 # %% ../../nbs/analyses/features_over_checkpoints.ipynb #b3a4f6a5
-def _unit(W): return W/np.maximum(np.linalg.norm(W, axis=1, keepdims=True), 1e-300)
+def _unit(W): return W/np.maximum(np.linalg.norm(W, axis=-1, keepdims=True), 1e-300)
 
 def chance_cosine(
     A,                  # (n_a, d): features, whose second moment the random directions have
@@ -130,13 +132,16 @@ def features_over_checkpoints(
     links = [partners(a, b, c) for a,b,c in zip(W, W[1:], bars)]
     return _counted(steps, W, [n for _,n in got], links, bars, _paths(W, links, steady), steady, bar, seed)
 
-def _counted(steps, W, numbers, links, bars, paths, steady, bar, seed):
-    "Curves by step: what became of the features of the step before"
-    n,gap = np.array([len(w) for w in W]),np.array([np.nan])
+def _changes(n, links, steady):
+    "What became of the features of the step before: n in use at each step, links to it with their cosines"
+    n,gap = np.array(n),np.array([np.nan])
     same = np.array([len(c) for *_,c in links])
     turned = np.array([(c<steady).sum() for *_,c in links])
-    curves = {'in use': n.astype(float), 'matched': np.r_[gap, same-turned], 'drifting': np.r_[gap, turned], 'born': np.r_[gap, n[1:]-same], 'dead': np.r_[gap, n[:-1]-same],
-        'cosine, median': np.r_[gap, [np.median(c) if len(c) else np.nan for *_,c in links]], 'cosine by chance': np.r_[gap, bars]}
+    return {'in use': n.astype(float), 'matched': np.r_[gap, same-turned], 'drifting': np.r_[gap, turned], 'born': np.r_[gap, n[1:]-same], 'dead': np.r_[gap, n[:-1]-same],
+        'cosine, median': np.r_[gap, [np.median(c) if len(c) else np.nan for *_,c in links]]}
+
+def _counted(steps, W, numbers, links, bars, paths, steady, bar, seed):
+    curves = _changes([len(w) for w in W], links, steady)|{'cosine by chance': np.r_[np.nan, bars]}
     paths = tuple(p._replace(rows=tuple(int(numbers[p.first+k][r]) for k,r in enumerate(p.rows))) for p in paths)
     caption = f"each step by the one before: partners one to one, above {'the cosine that 99 in 100 random directions stay below' if bar is None else f'a cosine of {bar:g}'}, drifting below {steady:g}; seed {seed}, features_over_checkpoints/1, no intervals"
     return FeaturePaths('Features over checkpoints', np.array(steps), curves, caption, {'features': tuple(curves)[:5], 'cosine of partners': tuple(curves)[5:]}, paths=paths)
@@ -163,3 +168,99 @@ def dictionaries_of(
         return d.fold()
     out = {s: trained(x, seed+i) for i,(s,x) in enumerate(acts.items())}
     return out, trained(acts[max(acts)], seed+len(acts)) if twin else None
+
+# %% ../../nbs/analyses/features_over_checkpoints.ipynb #ec9aad1a
+def crosscoder_of(
+    acts,              # step -> (n, d), a list of such: the same rows at each
+    d_sae:int=None,    # features; None: four for each dimension
+    n_tokens:int=None, # rows to train on; None: forty times those given
+    batch_size:int=256,
+    seed:int=None,     # of start and order; the settings' unless given
+    **cfg,             # of the crosscoder, such as k
+):                     # crosscoder, a site for each checkpoint
+    "Train one crosscoder on all checkpoints' activations, each checkpoint's mean taken off"
+    import torch
+    from sparsenb.train import fit
+    acts,seed = checkpoints(acts),seed_of(seed)
+    x = torch.from_numpy(_stacked(acts)).float()
+    d = x.shape[1]//len(acts)
+    cc = dictionaries['crosscoder'](x.shape[1], d_sae or 4*d, widths=[d]*len(acts), seed=seed, **dict(dead_after=max(4*batch_size, len(x)))|cfg)
+    fit(cc, x, n_tokens or 40*len(x), min(batch_size, len(x)), seed=seed)
+    return cc.fold()
+
+def _stacked(acts): return np.concatenate([a-a.mean(0) for a in acts.values()], 1)
+
+def crosscoder_paths(
+    crosscoder,       # of `crosscoder_of`: a site for each checkpoint
+    acts,             # step -> (n, d), what it was trained on, or other rows
+    steady:float=.9,  # a feature drifts whose direction falls below this cosine
+    absent:float=.1,  # relative norm, to the checkpoint where it is strongest, up to which a feature is not there; below .5
+)->FeaturePaths:      # `norms` and `relative`, (n_features, n_steps); dead features have NaN
+    "Features shared, drifting, born and dead by the norms and directions of one crosscoder; raises ValueError for activations that do not fit it"
+    acts = checkpoints(acts)
+    T,d = len(acts),next(iter(acts.values())).shape[1]
+    if T<2: raise ValueError(f"two checkpoints at least were expected, got {T}")
+    if not 0<=absent<.5 or not -1<=steady<=1: raise ValueError(f"absent is a relative norm from 0 and below .5, steady a cosine, got {absent!r} and {steady!r}")
+    if crosscoder.widths!=(d,)*T: raise ValueError(f"a crosscoder with {T} sites of {d} dimensions was expected, got one with {', '.join(map(str, crosscoder.widths))}")
+    n = np.where(crosscoder.dead.numpy(force=True)[:,None], np.nan, crosscoder.norms().astype(float))
+    relative = n/(n+n.max(1, keepdims=True))
+    W = _unit(np.stack([crosscoder.site(t).W_dec.numpy(force=True) for t in range(T)]).astype(float))
+    cos,paths = (W[1:]*W[:-1]).sum(-1),[]
+    for i in np.flatnonzero(np.nan_to_num(n).max(1)>0):
+        a,b = np.flatnonzero(relative[i]>absent)[[0, -1]].tolist()
+        drift = float(W[a,i]@W[b,i])
+        paths.append(Path(a, (int(i),)*(b-a+1), tuple(cos[a:b,i].tolist()), drift, _fate(a, b, T, drift, steady)))
+    links = [(None, np.array([p.cosines[t-p.first] for p in paths if p.first<=t<p.last])) for t in range(T-1)]
+    curves = _changes([sum(p.first<=t<=p.last for p in paths) for t in range(T)], links, steady)
+    x = _stacked(acts)
+    error = np.array([s.value for s in crosscoder.site_fvu(x.astype(np.float32))])
+    caption = f"each step by the one before: one crosscoder, {len(paths):,} features in use of {len(n):,}; there above a relative norm of {absent:g}, drifting below a cosine of {steady:g}; {len(x):,} rows; crosscoder_paths/1, no intervals"
+    return FeaturePaths('Features of one crosscoder', np.array([*acts]), curves|{'FVU': error}, caption, {'features': tuple(curves)[:5], 'cosine with the step before': tuple(curves)[5:], 'share of variance not explained': ('FVU',)},
+        arrays=dict(norms=n, relative=relative, directions=W), more=(_norms_map([*acts], relative, paths, caption),), paths=tuple(paths))
+
+def _norms_map(steps, relative, paths, caption, most=40):
+    "Relative norms of some features, those that come and go first"
+    some = sorted(paths, key=lambda p: (p.fate=='steady', p.fate=='drifting', p.first, p.last))[:most]
+    about = f"; {len(some)} of {len(paths):,} features" if len(some)<len(paths) else ''
+    return view('Heatmap', 'Relative decoder norm', relative[[p.rows[0] for p in some]], tuple(f'{p.rows[0]}: {p.fate}' for p in some), tuple(map(str, steps)), 'feature', 'step', f'.5: as strong as ever, 0: not there{about}; {caption}', 0., .5)
+
+# %% ../../nbs/analyses/features_over_checkpoints.ipynb #5bda2469
+FATES = 'steady','drifting','born','dead','born and dead'
+def _plain(fate): return fate.removesuffix(', drifting')
+
+class Agreement(NamedTuple):
+    "Fates of the crosscoder's features, by the crosscoder and by matching"
+    counts:np.ndarray # int (5, 6): by `FATES` of the crosscoder and of matching; the last column has no partner
+
+    @property
+    def share(self)->tuple: # share, low, high
+        "Share of the features with a partner to which both roads give one fate, with Wilson's interval"
+        same,n = int(np.trace(self.counts)),int(self.counts[:,:-1].sum())
+        return same/max(n, 1), *wilson(same, n)
+    def view(self):
+        "Counts as a table, one row for each fate by the crosscoder"
+        rows = tuple((f, *map(int, c)) for f,c in zip(FATES, self.counts))
+        return view('Table', 'Fates by crosscoder and by matching', ('crosscoder', *(f'matching: {f}' for f in FATES), 'no partner'), rows, '{:.0%} [{:.0%}, {:.0%}] of the features with a partner have one fate by both'.format(*self.share))
+
+def agreement(
+    paths:FeaturePaths,    # of `crosscoder_paths`
+    matched:FeaturePaths,  # of `features_over_checkpoints`, at the same steps
+    dictionaries,          # step -> dictionary or decoder, those that were matched
+    alive=None,            # as given there
+    bar:float=None,        # cosine that partners must be above; None: what 99 in 100 random directions stay below
+    seed:int=None,         # of the random directions; the settings' unless given
+)->Agreement:
+    "How far matching and a crosscoder tell one story of the same checkpoints; raises ValueError for other steps"
+    steps,given,seed = paths.steps.tolist(),dict(dictionaries) if isinstance(dictionaries, Mapping) else dict(enumerate(dictionaries)),seed_of(seed)
+    if not steps==matched.steps.tolist()==sorted(given): raise ValueError(f"the same steps were expected, got {steps} of the crosscoder, {matched.steps.tolist()} of matching, {sorted(given)} of dictionaries")
+    path_of = {(p.first+k, r): p for p in matched.paths for k,r in enumerate(p.rows)}
+    counts = np.zeros((5, 6), int)
+    for t,s in enumerate(steps):
+        B,rows = _decoder(given[s], s, alive)
+        here = [p for p in paths.paths if p.first<=t<=p.last]
+        A = paths['directions'][t][[p.rows[0] for p in here]]
+        i,j,_ = partners(A, B, chance_cosine(A, B, seed=seed) if bar is None else bar) if here else ((), (), ())
+        to = dict(zip(map(int, i), map(int, j)))
+        for k,p in enumerate(here):
+            if np.argmax(paths['norms'][p.rows[0]])==t: counts[FATES.index(_plain(p.fate)), FATES.index(_plain(path_of[t, int(rows[to[k]])].fate)) if k in to else 5] += 1
+    return Agreement(counts)
