@@ -89,6 +89,9 @@ def test_training_finds_the_head(tmp_path):
     assert tr.array.shape==(2, len(rec), 4) and {e.label for e in tr.events}>={'W_O2', 'W_K1'} and tr.plot(curves=d).static()
     e = bed.score([d, d])
     assert e['in-context accuracy'].n==2 and set(e)==set(e.about) and e._repr_html_()
+    from sparsenb.analyses.learning_dynamics import observed
+    own,curves = observed(bed, rec)
+    assert len(own['labels'])==len(bed.observed(rec)['labels']) and [*curves.series]==[*bed.dynamics(rec).series]
     got = bed.observed(rec, 32)
     r = analyses['learning_dynamics'](**got, which=['cka'])
     assert r['cka'].steps.tolist()==rec.steps and len(got['labels'])==len(got['acts']['stream'][0])

@@ -89,7 +89,7 @@ def test_trained_dictionaries_find_what_was_born():
 def test_what_is_not_given_is_said():
     a = {s: normal(80, 5, seed=s) for s in (0, 5, 9)}
     r = dynamics(a)
-    assert {m for m,_ in r.parts}=={'cka', 'intrinsic_dimension', 'diffusion_entropy'}
+    assert {m for m,_ in r.parts}=={'cka', 'intrinsic_dimension', 'von_neumann_entropy', 'diffusion_entropy'}
     assert r.left_out['neural_collapse', 'activations']=='needs labels: one class for each row' and 'loss as a function' in r.left_out['objective_dimension', '–'] and 'features: name' in r.left_out['v_information', 'activations']
     assert all(why in r.missing().html() for why in ('needs dictionaries', 'needs neurons')) and all(v.html() for v in r.views())
     with pytest.raises(UnknownName, match='v_information: needs features'): r['v_information']
@@ -104,9 +104,11 @@ def test_each_result_is_the_measure_itself():
     z = dict(size=normal(90), kind=np.array(['a', 'b', 'c'])[y])
     W = {s: normal(4, 6, seed=s) for s in a}
     def loss(t): return (t-1).square().sum()
-    r = dynamics(a, y, z, neurons=W, objective=(loss, torch.zeros(6)), dims=[2, 6], dictionaries=W, options=dict(diffusion_entropy=dict(repeats=2)), seed=3)
+    r = dynamics(a, y, z, decoder=normal(6, 3), neurons=W, objective=(loss, torch.zeros(6)), dims=[2, 6], dictionaries=W, options=dict(diffusion_entropy=dict(repeats=2)), seed=3)
     assert list(r.left_out)==[('neural_collapse, NC3 and NC4', 'all')]
     np.testing.assert_array_equal(r['diffusion_entropy']['information with labels'], analyses['diffusion_entropy'](a, y, repeats=2, seed=3)['information with labels'])
+    np.testing.assert_array_equal(r['von_neumann_entropy']['entropy'], analyses['von_neumann_entropy'](a)['entropy'])
+    np.testing.assert_array_equal(r['latent_relevance']['relevance'], analyses['latent_relevance'](a, normal(6, 3), seed=3)['relevance'])
     np.testing.assert_array_equal(r['neural_collapse']['NC1'], analyses['neural_collapse'](a, y)['NC1'])
     cols = np.stack([z['size'], y==0, y==1, y==2], 1).astype(float)
     np.testing.assert_array_equal(r['v_information']['information'], analyses['v_information'](a, cols, seed=3)['information'])

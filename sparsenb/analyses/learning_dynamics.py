@@ -32,7 +32,7 @@ def neuron_alignment(
 
 # %% ../../nbs/analyses/learning_dynamics.ipynb #cd1da16c
 _classes,_features = 'labels: one class for each row','features: name -> one value for each row'
-_needs = dict(variance_explained=dict(features=_features), v_information=dict(features=_features), cka={}, intrinsic_dimension={}, diffusion_entropy={}, neural_collapse=dict(labels=_classes),
+_needs = dict(variance_explained=dict(features=_features), v_information=dict(features=_features), cka={}, intrinsic_dimension={}, von_neumann_entropy={}, latent_relevance=dict(decoder='decoder: step -> matrix, or function of rows, from these activations to the output'), diffusion_entropy={}, neural_collapse=dict(labels=_classes),
     objective_dimension=dict(objective='objective: the loss as a function of all parameters, and the start', dims='dims: how many directions to try'), neuron_alignment=dict(neurons='neurons: step -> weights (m, d)'), features_over_checkpoints=dict(dictionaries='dictionaries: step -> one trained on the activations of that step'))
 measures = tuple(_needs)
 
@@ -113,6 +113,8 @@ def _calls(given, seed, n_rows, options):
     def read(a): z,names,_ = as_numbers(given['features']); return f['v_information'](a, z, names=names, seed=seed)
     return dict(variance_explained=lambda a: f['variance_explained'](a, given['features'], seed=seed), v_information=read, cka=f['cka'],
         intrinsic_dimension=lambda a: f['intrinsic_dimension'](a, n_rows=n_rows, n_anchors=100, seed=seed),
+        von_neumann_entropy=f['von_neumann_entropy'],
+        latent_relevance=lambda a: f['latent_relevance'](a, given['decoder'], seed=seed),
         diffusion_entropy=lambda a: f['diffusion_entropy'](a, given['labels'], n_rows=n_rows, seed=seed),
         neural_collapse=lambda a: f['neural_collapse'](a, given['labels'], given['head']),
         objective_dimension=lambda a: f['objective_dimension'](*given['objective'], given['dims'], seed=seed),
@@ -125,6 +127,7 @@ def learning_dynamics(
     labels=None,       # (n,): classes
     features=None,     # name -> (n,): what is read from rows
     head=None,         # step -> weights (n_classes, d), or (weights, bias), of the last layer
+    decoder=None,      # step -> matrix (d, d_out), or function of rows: the output that activations bring about
     neurons=None,      # step -> weights (m, d)
     directions=None,   # (m, d): where neurons are to turn; None: as at the last step
     objective=None,    # (loss of all parameters as one vector, start)
@@ -141,7 +144,7 @@ def learning_dynamics(
     for k in (*which, *options):
         if k not in measures: raise UnknownName(unknown('measure', k, measures))
     sites = {k: checkpoints(a, k) for k,a in (acts if isinstance(acts, Mapping) and acts and all(isinstance(k, str) for k in acts) else {'activations': acts}).items()}
-    given = dict(labels=labels, features=features or None, head=head, neurons=neurons, directions=directions, objective=objective, dims=dims or None, dictionaries=dictionaries)
+    given = dict(labels=labels, features=features or None, head=head, decoder=decoder, neurons=neurons, directions=directions, objective=objective, dims=dims or None, dictionaries=dictionaries)
     calls,parts,out = _calls(given, seed, n_rows, options),{},{}
     for m in which:
         at = {'all': sites} if m=='cka' else {'–': None} if m in ('objective_dimension', 'neuron_alignment', 'features_over_checkpoints') else sites
@@ -242,7 +245,7 @@ def _addition(bed, runs, n_rows):
     loss = lambda p: F.cross_entropy(functional_call(start, p, (a[t], b[t])), y[t])
     waves = {f'{name} {k}': f(2*torch.pi*int(k)*y[at]/bed.p).numpy() for k in d['keys'][:2] for name,f in (('cos', torch.cos), ('sin', torch.sin))}
     with torch.no_grad(): acts = _steps(runs, net, lambda: net.hidden(a[at], b[at]))
-    return dict(acts={'hidden': acts}, labels=y[at], features=waves, head={s: runs[s]['U'].T for s in acts}, neurons={s: runs[s]['Ea'].T for s in acts}, objective=_flat(start, loss),
+    return dict(acts={'hidden': acts}, labels=y[at], features=waves, head={s: runs[s]['U'].T for s in acts}, decoder={s: runs[s]['U'] for s in acts}, neurons={s: runs[s]['Ea'].T for s in acts}, objective=_flat(start, loss),
         events={f'{k} pairs known': learned_time(d[f'{k} accuracy'], d.steps, bar, 3, 0) for k,bar in (('train', .99), ('test', .9))}), d
 
 def _two_features(bed, runs, n_rows):
@@ -265,10 +268,11 @@ def _aligned(bed, runs, n_rows):
 _beds = dict(modular_addition=_addition, unequal_features=_two_features, early_alignment=_aligned)
 
 def observed(
-    bed,               # a testbed: modular_addition, unequal_features or early_alignment
+    bed,               # a testbed: modular_addition, unequal_features, early_alignment, or one with `observed` and `dynamics` of its own
     runs,              # step -> weights: what its `train` gives, or a folder's `Checkpoints`
-    n_rows:int=1000,   # rows that activations are taken at
+    n_rows:int=1000,   # rows that activations are taken at; a testbed with `observed` of its own takes as many as it likes
 )->tuple:              # arguments of `learning_dynamics`; losses, accuracies and the like, by step
     "What a testbed's training shows; raises `UnknownName` for a testbed that this is not known of"
+    if hasattr(bed, 'observed'): return bed.observed(runs), bed.dynamics(runs)
     if bed.name not in _beds: raise UnknownName(unknown('testbed with checkpoints', bed.name, _beds))
     return _beds[bed.name](bed, runs, n_rows)
