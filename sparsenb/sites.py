@@ -28,7 +28,7 @@ class Site:
         "This site's tensor, a view of the module's"
         if self.part:
             i,n,per_head = self.part
-            t = t.unflatten(-1, (self.heads, n, -1))[..., i, :] if per_head else t.chunk(n, -1)[i]
+            t = t.unflatten(-1, (self.heads, n, -1))[..., i, :] if per_head else t.narrow(-1, i*(t.shape[-1]//n), t.shape[-1]//n) # one view, which may be written into while gradients are kept
         return t.unflatten(-1, (self.heads, -1)) if self.heads and t.ndim==3 else t
 
     def put(self, t:Tensor, new:Tensor)->Tensor:
