@@ -306,7 +306,7 @@ def test_a_linear_answer_is_corrected_along_its_weights():
     torch.testing.assert_close(d, want)
 
 def test_a_recurrent_state_is_corrected_step_by_step_and_the_network_left_alone():
-    m,x = Reader(nn.GRU),normal(8, 6, 3); m.train(); was = state(m)
+    m,x = Reader(nn.GRU),normal(60, 6, 3); m.train(); was = state(m)
     r = gradient_correction(m, x, 'rnn', lambda y: y[:,-1,0]-y[:,-1,1], judge=lambda y: y[:,0,0], steps=3, lr=.2, seed=0)
     s = r['objective']
     assert s['gradient'][1]>s['as it is'][2] and s['gradient'][0]>s['random direction'][0]

@@ -7,10 +7,11 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 import numpy as np, torch
-from torch import nn, Tensor
+from torch import Tensor
 from ..core import UnknownName, analyses, seed_of, unknown, view
 from ..hooks import Edit, add, capture, edited, inputs_of
 from ..models import load_model
+from ..recurrent import recurrent_at, state_edited
 from ..scores import bootstrap
 from ..sites import evaluating, run
 
@@ -41,32 +42,17 @@ def mean_difference(
 @contextlib.contextmanager
 def state_added(
     model,              # anything `load_model` takes
-    site:str,           # path of a torch.nn.RNN or GRU
+    site:str,           # path of a torch.nn.RNN, GRU or LSTM
     direction:Tensor,   # (hidden_size,)
     strength:float=1.,  # times the direction as it is
-    at:int=0,           # step after which it is added; the output of that step shows it
+    at:int=0,           # step after which it is added
     layer:int=-1,       # of the recurrent layers
+    what:str='hidden',  # or 'cell', of an LSTM: the output shows it from the next step on
 ):
-    "Within the block the recurrent state is steered; raises TypeError for other modules, ValueError for a step that does not come"
-    model = load_model(model)
-    rnn = model.sites._modules[model.sites[site].path]
-    if not isinstance(rnn, (nn.RNN, nn.GRU)): raise TypeError(f"site {site!r} must be a torch.nn.RNN or GRU, is {type(rnn).__name__}")
-    if rnn.bidirectional or direction.shape!=(rnn.hidden_size,): raise ValueError(f"a direction of ({rnn.hidden_size},) in a network that reads one way was expected, got {tuple(direction.shape)}{', bidirectional' if rnn.bidirectional else ''}")
-    if not -rnn.num_layers<=layer<rnn.num_layers: raise ValueError(f'layer {layer} of {rnn.num_layers}')
-    def hook(mod, args, kwargs, out):
-        x,h = args[0] if args else kwargs['input'], args[1] if len(args)>1 else kwargs.get('hx')
-        if not isinstance(x, Tensor): raise TypeError(f'a tensor was expected by {site}, got {type(x).__name__}')
-        dim = 1 if mod.batch_first and x.ndim==3 else 0
-        if not 0<=at<x.shape[dim]: raise ValueError(f'step {at} of a sequence of {x.shape[dim]}')
-        first,h = mod.forward(x.narrow(dim, 0, at+1), h)
-        h = h.clone(); h[layer] += strength*direction.to(h)
-        first = torch.cat([first.narrow(dim, 0, at), h[-1].unsqueeze(dim)], dim)
-        if at+1==x.shape[dim]: return first,h
-        rest,h = mod.forward(x.narrow(dim, at+1, x.shape[dim]-at-1), h)
-        return torch.cat([first, rest], dim),h
-    handle = rnn.register_forward_hook(hook, with_kwargs=True)
-    try: yield model
-    finally: handle.remove()
+    "Within the block the recurrent state is steered; raises as `state_edited`, and ValueError for a direction that does not fit"
+    model = load_model(model); rnn = recurrent_at(model, site, what, layer)
+    if direction.shape!=(rnn.hidden_size,): raise ValueError(f"a direction of ({rnn.hidden_size},) was expected, got {tuple(direction.shape)}")
+    with state_edited(model, site, lambda s,t: s+strength*direction.to(s), what, at, layer): yield model
 
 # %% ../../nbs/analyses/caa.ipynb #51246049
 _vectors = ('mean difference', 'sides swapped by coin', 'random')
