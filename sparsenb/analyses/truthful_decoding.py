@@ -51,6 +51,7 @@ def write(
     site:str,
     flags,             # states (m, d) -> (m,), above 0 is flagged; None flags nothing
     tries:int=4,       # likeliest tokens to choose among; the least flagged where all are
+    among=None,        # ids that may be written; all unless given
 )->Written:
     "Greedy continuation, but of tokens that are not flagged; raises ValueError for flags that do not fit"
     model,seen,flagged,changed = load_model(model),{},0,0
@@ -58,8 +59,10 @@ def write(
     def read(x):
         with edited(model, {site: lambda t: seen.__setitem__('h', t[:,-1].flatten(1))}): return model.logits(x)[:,-1]
     ids = ids.to(model.device); T = len(ids); y = read(ids[None])
+    words = torch.arange(y.shape[1]) if among is None else torch.as_tensor(among).flatten()
+    if not len(words) or not 0<=int(words.min())<=int(words.max())<y.shape[1]: raise ValueError(f'ids from 0 to {y.shape[1]-1} to choose among were expected, got {among}')
     for _ in range(n):
-        top = y[0].topk(min(tries, y.shape[1])).indices
+        top = words.to(y.device)[y[0,words].topk(min(tries, len(words))).indices]
         new = torch.cat([ids.expand(len(top), -1), top[:,None]], 1)
         ys = read(new); s = torch.as_tensor(-torch.ones(len(top)) if flags is None else flags(seen['h'])).cpu()
         if s.shape!=(len(top),): raise ValueError(f'flags must give one number for each of {len(top)} states, got shape {tuple(s.shape)}')
@@ -96,7 +99,7 @@ def truthful_decoding(
     detector,        # states (m, d) -> (m,), above 0 is flagged
     site:str,        # what it reads
     is_false,        # (prompt ids, new ids) -> bool (n,): which new tokens are false
-    n:int=20, tries:int=4, # see `write`
+    n:int=20, tries:int=4, among=None, # see `write`
     seed:int=None,   # of the coin and the intervals; the settings' unless given
 )->Truthful:
     "Write under a detector of falsehoods, beside a coin that flags as often (Duan et al. 2025, arXiv 2503.10602); raises ValueError for what does not fit"
@@ -107,7 +110,7 @@ def truthful_decoding(
     g,rate,out = torch.Generator().manual_seed(seed),0.,{}
     coin = lambda h: (torch.rand(len(h), generator=g)<rate).float()*2-1
     for k,f in zip(_how, (None, detector, coin)):
-        out[k] = [write(model, p, n, site, f, tries) for p in prompts]
+        out[k] = [write(model, p, n, site, f, tries, among) for p in prompts]
         if k=='detector': rate = sum(w.flagged for w in out[k])/(n*len(prompts))
     def share(ws):
         bad = [np.asarray(is_false(p, w.ids)).astype(float) for p,w in zip(prompts, ws)]
