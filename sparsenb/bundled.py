@@ -208,6 +208,7 @@ def main():
     root = Path(importlib.util.find_spec('sparsenb').submodule_search_locations[0])/'weights'
     train_shapes(root/'shapes_vlm', settings().cache/'training'/'shapes_vlm')
     testbeds['concept_shapes'].bundle(root/'concept_shapes')
+    testbeds['indirect_argument'].bundle(root/'indirect_argument')
     train_stdlib(root/'stdlib-4l', settings().cache/'training'/'stdlib-4l')
 
 if __name__=='__main__' and '__file__' in globals(): main()
