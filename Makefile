@@ -3,7 +3,7 @@ MAKEFLAGS += --no-print-directory
 PINS = pyproject.toml constraints.txt
 ONE  = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 SIDE ?= 2
-LONG = $(addprefix benchmarks/,scoreboard.py fronts.py scaling.py peers.py quality.py concept_shapes.py)
+LONG = $(addprefix benchmarks/,scoreboard.py fronts.py scaling.py peers.py quality.py concept_shapes.py evaluation_peers.py)
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16

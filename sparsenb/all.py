@@ -4,9 +4,12 @@ from sparsenb.corpus import load_corpus
 from sparsenb.tables import load_table, digit_images
 from sparsenb.models import load_model, Model
 from sparsenb.hooks import capture, replaced, edited, ablate, add, patch
+from sparsenb.recurrent import state_edited, recurrent_states
+from sparsenb.adapters import Adapter, Prefix, Prompt, adapter, prefix, room, adapted, fit_adapters, moved_by
 from sparsenb.attention import attention_edits, mask_keys, redistribute, null_logit, key_bias, fix_coordinates
 from sparsenb.store import ActivationStore
 from sparsenb.dictionary import Dictionary, Codes, Step, load_dictionary
+from sparsenb.supervised import Supervised, supervised_codes, as_dictionary
 from sparsenb.convert import read_dictionary, write_dictionary, convert
 from sparsenb.recorder import Checkpoints
 from sparsenb.trajectory import trajectory, through_layers, Trajectory
@@ -22,7 +25,7 @@ from sparsenb.stream import LiveStream
 from sparsenb.index import Directions, FeatureIndex
 from sparsenb.notes import Notes
 from sparsenb.rules import Rule
-from sparsenb.judging import scored, mask_iou
+from sparsenb.judging import scored, mask_iou, encoder, likelihood_of
 from sparsenb.explanations import Record, Explanations
 from sparsenb.functions import find
 from sparsenb.prompts import prompt_features, shared_features
@@ -39,4 +42,5 @@ from sparsenb.views import Table, Lines, Histogram, Tokens, Card
 from sparsenb.charts import Scatter, Heatmap
 from sparsenb.scoreboard import scoreboard, Scoreboard
 from sparsenb.fronts import fronts, Fronts
+from sparsenb.compare import compare, Comparison
 from sparsenb.report import run_report
