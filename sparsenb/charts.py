@@ -26,7 +26,7 @@ class Scatter(View):
     x:np.ndarray                  # (n,); NaN is not drawn
     y:np.ndarray                  # (n,)
     group:tuple[str,...]|None = None # (n,): what each point belongs to
-    lines:dict[str,np.ndarray]|None = None # name -> (m, 2): a guide
+    lines:dict[str,np.ndarray]|None = None # name -> (m, 2): a guide; one named as a group has its colour
     text:tuple[str,...]|None = None  # (n,): shown when the pointer rests on the point
     x_label:str = ''
     y_label:str = ''
@@ -72,7 +72,7 @@ def _legend(names, left, width, y):
     out,x,row = [],left,0
     for i,nm in enumerate(names):
         short = nm if len(nm)<29 else nm[:27]+'…'
-        wide = 16+6.3*len(short)
+        wide = 21+6.3*len(short)
         if x+wide>width and x>left: x,row = left,row+1
         out.append(_mark(i, x+4, y+14*row-3.5)+_txt(x+11, y+14*row, short, 'start', f'f{i%4}', _series[i%4], 11))
         x += wide
@@ -99,7 +99,8 @@ def _scatter(v, width):
     ax,ay = _Axis(x0, x1, left+6, width-right, v.log_x),_Axis(y0, y1, bottom-6, top, v.log_y)
     out = [_rule(left, float(ay(t)), width-right, float(ay(t)))+_txt(left-5, float(ay(t))+3.5, show_number(t), 'end') for t in yt]
     out += [_txt(float(ax(t)), bottom+14, _short(t)) for t in _ticks(x0, x1, max(2, width//110), v.log_x)]
-    for l in ends: out.append(f'<path d="M{"L".join(f"{a:.1f},{b:.1f}" for a,b in zip(ax(l[:,0]), ay(l[:,1])))}" fill="none" stroke-dasharray="4 3" class="s3" stroke="{_series[3]}"/>' if len(l)>1 else '')
+    hue = lambda nm: v.groups.index(nm)%4 if v.group is not None and nm in v.groups else 3
+    for nm,l in zip(v.lines, ends): out.append(f'<path d="M{"L".join(f"{a:.1f},{b:.1f}" for a,b in zip(ax(l[:,0]), ay(l[:,1])))}" fill="none" stroke-dasharray="4 3" class="s{hue(nm)}" stroke="{_series[hue(nm)]}"/>' if len(l)>1 else '')
     at = [(nm, float(ax(l[-1,0])), float(ay(l[-1,1]))) for nm,l in zip(v.lines, ends) if len(l)]
     out += [_txt(x+4, y+3.5, nm if len(nm)<19 else nm[:17]+'…', 'start') for (nm,x,_),y in zip(at, _apart([a[2] for a in at]))]
     names = v.groups

@@ -73,6 +73,10 @@ def test_each_kind_names_its_numbers():
     assert sorted(kinds)==['Card', 'Histogram', 'Lines', 'Table', 'Tokens'] and sorted(charts)==['Heatmap', 'Scatter']
     with pytest.raises(UnknownName, match="did you mean 'Tokens'"): view('Token', 't', (), ())
 
+def test_a_guide_has_the_colour_of_the_group_it_is_named_after():
+    svg = Scatter('s', [0, 1, 2], [0, 1, 2], group='abb', lines=dict(b=[(0, 0), (1, 1)], c=[(0, 1), (1, 0)])).svg()
+    assert [m for m in re.findall(r'stroke-dasharray="4 3" class="s(.)"', svg)]==['1', '3']
+
 
 @pytest.mark.parametrize('make,message', [
     (lambda: Table('t', ('a',), [(1, 2)]), r"'t': row 0 has 2 cells, the table has 1 columns \(a\)"),
