@@ -4,6 +4,7 @@
 
 # %% ../nbs/50_metrics.ipynb #7338c0c9
 from __future__ import annotations
+import math
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch
@@ -324,6 +325,12 @@ def _spliced(case, baseline, n_sequences, batch_size):
     m = splice_metrics(baseline)
     return dict(scores=quotients(m, s, case.seed, f"{len(s['n']):,} sequences", case.n_boot, case.level), units=unit_sums(m, s))
 
+def _flattered(scores, baseline, model)->dict: # name -> doubt
+    "What is recovered from a baseline that costs more than a uniform guess"
+    U = model.unembed_weight
+    base,guess = scores[f'ce_{baseline}'].value,math.inf if U is None else math.log(len(U))
+    return dict(ce_recovered=f"the {baseline} baseline costs {base:.4g} nats, more than a uniform guess ({guess:.4g}), so the share flatters; another baseline may not") if base>guess else {}
+
 def _part(f, case, options):
     "One evaluation as a dict that can be kept"
     p = f(case, **options)
@@ -367,7 +374,9 @@ def evaluate(
         return got
     with torch.no_grad(), evaluating(dictionary):
         core_part = part('core', lambda: _core(case, n_tokens, batch_size), n_tokens=n_tokens)
-        if model is not None: part('splice', lambda: _spliced(case, baseline, n_sequences, sequence_batch), model=model.revision, n_sequences=n_sequences, baseline=baseline)
+        if model is not None:
+            part('splice', lambda: _spliced(case, baseline, n_sequences, sequence_batch), model=model.revision, n_sequences=n_sequences, baseline=baseline)
+            doubts |= _flattered(scores, baseline, model)
         them = [fingerprint(o) for o in others] if also and on else []
         for name,options in also.items():
             f = core.evaluations[name]

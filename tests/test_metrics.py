@@ -1,5 +1,5 @@
 "Metrics: closed forms, independence of batches, splicing against a reference by hand, coverage of the intervals, errors"
-import dataclasses, json
+import dataclasses, json, math
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 import torch.nn.functional as F
@@ -150,6 +150,17 @@ def test_identity_recovers_all_and_zero_recovers_nothing(spliced):
     assert one['ce_spliced'].value==pytest.approx(one['ce_clean'].value, abs=1e-5)
     assert none['ce_recovered'].value==0 and none['kl_recovered'].value==0 and none['kl_zero'].value>.1
     assert mean['ce_recovered'].value==pytest.approx(0, abs=1e-5) and mean['ce_mean'].value!=pytest.approx(none['ce_zero'].value, abs=1e-3)
+
+def test_a_baseline_that_is_worse_than_a_guess_is_doubted(spliced, monkeypatch):
+    "A guess among the model's words costs the logarithm of their number; what is recovered from more than that flatters"
+    model,store = spliced
+    e = score(topk(), store, model)
+    costs = lambda guess: monkeypatch.setattr(type(model), 'unembed_weight', torch.zeros(guess, 1))
+    words = math.exp(e['ce_zero'].value)
+    costs(int(.8*words)); flatters = score(topk(), store, model)
+    assert 'more than a uniform guess' in flatters.doubts['ce_recovered'] and flatters.scores==e.scores
+    costs(int(1.3*words)+1); assert not score(topk(), store, model).doubts
+    assert not score(topk(), store).doubts
 
 def test_splicing_equals_a_reference_that_runs_each_sequence_alone(spliced):
     model,store = spliced
