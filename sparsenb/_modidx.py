@@ -3167,6 +3167,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'sparsenb.metrics._device': ('metrics.html#_device', 'sparsenb/metrics.py'),
                                   'sparsenb.metrics._feature_scores': ('metrics.html#_feature_scores', 'sparsenb/metrics.py'),
                                   'sparsenb.metrics._finite': ('metrics.html#_finite', 'sparsenb/metrics.py'),
+                                  'sparsenb.metrics._flattered': ('metrics.html#_flattered', 'sparsenb/metrics.py'),
                                   'sparsenb.metrics._grouped': ('metrics.html#_grouped', 'sparsenb/metrics.py'),
                                   'sparsenb.metrics._padded': ('metrics.html#_padded', 'sparsenb/metrics.py'),
                                   'sparsenb.metrics._part': ('metrics.html#_part', 'sparsenb/metrics.py'),
