@@ -237,7 +237,7 @@ def compare(
     "Score dictionaries on the same rows and sequences, and compare each with one of them. Raises `UnknownName` or ValueError before anything is measured"
     known = inspect.signature(evaluate).parameters
     for k in options:
-        if k not in (there := [*known][3:]): raise UnknownName(unknown('option of evaluate', k, there))
+        if k not in [*known][3:]: raise UnknownName(unknown('option of evaluate', k, ['against', *[*known][3:]]))
     if isinstance(store, torch.Tensor): store = _Plain(store)
     named,model = _named(dictionaries),None if model is None else load_model(model)
     against = next(iter(named)) if against is None else against

@@ -164,6 +164,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(x, real, tmp_p
         with pytest.raises(ValueError, match=says): compare(bad, x, **quiet)
     with pytest.raises(FileNotFoundError, match='does not exist'): compare([a, tmp_path/'none'], x, **quiet)
     with pytest.raises(UnknownName, match="unknown option of evaluate 'n_token'; did you mean 'n_tokens'"): compare([a, axes()], x, n_token=3)
+    with pytest.raises(UnknownName, match="did you mean 'against'"): compare([a, axes()], x, agaist='relu')
     with pytest.raises(UnknownName, match="unknown dictionary 'rely'; did you mean 'relu'"): compare([a, axes()], x, against='rely')
     model,store,_,_ = real
     with pytest.raises(ValueError, match='relu: the dictionary reads width 8'): compare([axes(), axes()], store, model, **quiet)

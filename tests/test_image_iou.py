@@ -61,7 +61,7 @@ def test_units_and_order_change_nothing():
 def test_what_does_not_fit():
     maps,masks = planted(0)
     for a,m,kw,said in ((maps[0], masks, {}, 'activations'), (maps*np.nan, masks, {}, 'finite'), (maps, {}, {}, 'no masks'), (maps, dict(a=masks['a'][:3]), {}, r"got 'a' \(3, 16, 16\)"), (maps, dict(a=masks['a'][:,:4]), {}, 'no coarser than the 8x8'),
-                        (maps, masks, dict(quantile=1), 'between 0 and 1, got 1')):
+                        (maps, masks, dict(quantile=1), 'between 0 and 1, got 1'), (maps, masks['a'], {}, 'masks are name -> bool')):
         with pytest.raises(ValueError, match=said): network_dissection(a, m, **kw)
 
 # ---- pictures ----

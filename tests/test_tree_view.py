@@ -67,6 +67,7 @@ def test_traits():
         with pytest.raises((ValueError, UnknownName), match=said): setattr(w, k, v)
     with pytest.raises(UnknownName, match="did you mean 'snippet'"): widgets['tree_view'](AB, ['a b'], snipet=0)
     with pytest.raises(ValueError, match='one text at least'): widgets['tree_view'](AB, [])
+    with pytest.raises(TypeError, match='a function from a text to a reading .* got NoneType'): widgets['tree_view'](None, ['a b'])
 
 def test_its_page_holds_text_as_text():
     evil = '</script><img src=x onerror=window.pwned=1>'

@@ -111,6 +111,7 @@ class Dissection:
 
 def _checked(a, masks, quantile):
     "Activations and masks as arrays; raises ValueError for what does not fit"
+    if not isinstance(masks, dict): raise ValueError(f'masks are name -> bool (n, H, W), got {type(masks).__name__}')
     a,ms = np.asarray(a, np.float32),{k: np.asarray(m, bool) for k,m in masks.items()}
     if a.ndim!=4 or len(a)<4 or not np.isfinite(a).all(): raise ValueError(f"finite activations (n, h, w, units) of 4 pictures or more were expected, got shape {a.shape}")
     if not ms: raise ValueError('no masks: pass name -> bool (n, H, W)')

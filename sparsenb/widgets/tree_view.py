@@ -70,6 +70,7 @@ class TreeView(_Page):
         **kw,      # other traits: snippet, layer, binary, node, text, patience
     ):
         if odd := [k for k in kw if k not in _choices]: raise UnknownName(unknown('trait', odd[0], _choices))
+        if not callable(reader): raise TypeError(f'a function from a text to a reading was expected, such as tree_reader makes, got {type(reader).__name__}')
         pairs = [(f'snippet {i}', t) if isinstance(t, str) else t for i,t in enumerate(texts)]
         if not pairs: raise ValueError('one text at least was expected, got none')
         self.reader,self._readings,self._mine = reader,[reader(t) for _,t in pairs],None
