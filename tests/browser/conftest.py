@@ -139,6 +139,10 @@ def _notebooks(lab, chromium, tmp_path_factory):
         opened.append(page)
         page.goto(f'{url}/lab/tree/{place}/{name}?reset')
         page.wait_idle()
+        if page.evaluate("document.body.dataset.jpThemeLight")!='true':  # the theme is the server's, and a test before this one left it dark
+            page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+            page.wait_for_function("document.body.dataset.jpThemeLight==='true'"); page.wait_for_selector('#jupyterlab-splash', state='detached')
+            page.wait_for_function("getComputedStyle(document.body).getPropertyValue('--jp-layout-color1').trim()==='white'")
         return page
     yield f
     for page in opened: page.close()
