@@ -1,6 +1,7 @@
 "Several dictionaries on the same text: paired differences, their intervals and what may be said of them"
 import numpy as np, pytest, torch
 from scipy import stats
+from few_pages import few_pages
 from sparsenb import core
 from sparsenb.compare import _p, apart, compare, holm
 from sparsenb.core import UnknownName, dictionaries
@@ -28,12 +29,7 @@ def x():
 @pytest.fixture(scope='module')
 def real(tmp_path_factory):
     "The bundled model, a few pages, an untrained dictionary and one trained a little"
-    from sparsenb.corpus import load_corpus
-    from sparsenb.models import load_model
-    from sparsenb.store import ActivationStore
-    model = load_model('stdlib-4l', device='cpu')
-    texts = load_corpus([(d.name, d.text[:1500]) for d,_ in zip(load_corpus('stdlib', split='held-out'), range(24))])
-    store = ActivationStore.collect(model, texts, site='resid_post.2', n_tokens=3000, path=tmp_path_factory.mktemp('s')/'acts', seq_len=96, progress=False)
+    model,store = few_pages(tmp_path_factory.mktemp('s'), 3000)
     a,b = (dictionaries['topk'](store.d_in, 128, k=8, seed=0) for _ in range(2))
     run = fit(b, store, n_tokens=64*256, batch_size=256, seed=0, path=tmp_path_factory.mktemp('run')/'train')
     return model,store,a,run

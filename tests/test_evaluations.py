@@ -1,22 +1,18 @@
 "Evaluations: what every one of them keeps to, and each one's known values"
 import inspect, re
 from types import SimpleNamespace as NS
-import numpy as np, pytest, torch
+import pytest, torch
+from few_pages import few_pages
 from sparsenb.core import dictionaries, evaluations
 from sparsenb.metrics import evaluate
-from sparsenb.models import load_model
-from sparsenb.scores import Case, Part, options_of
-from sparsenb.store import ActivationStore
+from sparsenb.scores import Case, options_of
 
 torch.set_num_threads(1)
 
 @pytest.fixture(scope='module')
 def case(tmp_path_factory):
     "The bundled model, a few pages of its own kind of text, two dictionaries hardly trained"
-    from sparsenb.corpus import load_corpus
-    model = load_model('stdlib-4l', device='cpu')
-    texts = load_corpus([(d.name, d.text[:1500]) for d,_ in zip(load_corpus('stdlib', split='held-out'), range(24))])
-    store = ActivationStore.collect(model, texts, site='resid_post.2', n_tokens=4000, path=tmp_path_factory.mktemp('s')/'acts', seq_len=96, progress=False)
+    model,store = few_pages(tmp_path_factory.mktemp('s'), 4000)
     a,b = (dictionaries['topk'](store.d_in, 128, k=8, seed=s) for s in (0, 1))
     return Case(a, store, model, (b,), 0, .95, 100)
 
