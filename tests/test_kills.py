@@ -51,10 +51,18 @@ def index(store, path, chunk=23, loud=True):
     d.codes = codes
     FeatureIndex.build(d, s, 'stdlib-4l', path=path, n_top=5, n_quantiles=3, n_per_quantile=2, context=(6, 3), chunk=chunk)
 
-def scores(store):
-    s = ActivationStore.open(store)
-    e = evaluate(dictionaries['topk'](s.d_in, 64, k=8), s, 'stdlib-4l', n_sequences=6, n_boot=50, batch_size=64, progress=False)
-    return json.dumps([[k, v.value, v.lo, v.hi, v.n] for k,v in e.scores.items()])
+def scores(store, keep=False, dies=None):
+    "Evaluate, keeping the parts in a folder; be killed when the dictionary is asked for codes for the time `dies`"
+    s,asked = ActivationStore.open(store),[]
+    d = dictionaries['topk'](s.d_in, 64, k=8)
+    real = d.codes
+    def codes(x):
+        asked.append(len(x))
+        if len(asked)==dies: die()
+        return real(x)
+    d.codes = codes
+    e = evaluate(d, s, 'stdlib-4l', n_sequences=6, n_boot=50, batch_size=64, keep=keep, progress=False)
+    return json.dumps(dict(scores=[[k, v.value, v.lo, v.hi, v.n] for k,v in e.scores.items()], asked=len(asked)))
 
 # ---- what is compared ----
 
@@ -203,22 +211,23 @@ def test_killed_after_the_end(tmp_path, children, whole):
 # ---- indexing and evaluating ----
 
 def test_an_index_killed_at_random(tmp_path, children, acts):
-    index(acts, tmp_path/'whole', loud=False)
-    n,call = children.kills,f'index({str(acts)!r}, {str(tmp_path/"broken")!r})'
+    index(acts, tmp_path/'whole', chunk=11, loud=False) # so many parts that it is not done before it was killed ten times
+    n,call = children.kills,f'index({str(acts)!r}, {str(tmp_path/"broken")!r}, chunk=11)'
     said = children.until_done(call, seeded(), 12, lines=(1, 6))
     rows = sum(1 for _ in said)
-    assert children.kills-n>=10 and rows<len(ActivationStore.open(acts))/23
+    assert children.kills-n>=10 and rows<len(ActivationStore.open(acts))/11
     a,b = files(tmp_path/'whole'),files(tmp_path/'broken')
     assert [*a]==[*b] and 'index.json' in a
     for k in a: assert a[k].read_bytes()==b[k].read_bytes(), k
 
 def die_naming(name, before):
-    "Be killed when a file gets its name, just before or just after"
+    "Be killed when a file gets its name, any file where it is None, just before or just after"
     replace = os.replace
     def moved(src, dst):
-        if before and Path(dst).name==name: die()
+        mine = name in (None, Path(dst).name)
+        if before and mine: die()
         replace(src, dst)
-        if Path(dst).name==name: die()
+        if mine: die()
     os.replace = moved
 
 @pytest.mark.parametrize('name,before', [('pass.json', True), ('pass.json', False), ('index.json', False), ('index.json', True)])
@@ -231,10 +240,30 @@ def test_an_index_killed_at_the_naming_of_its_files(name, before, tmp_path, chil
     assert [*a]==[*b] and all(a[k].read_bytes()==b[k].read_bytes() for k in a)
 
 def test_a_scoring_killed_at_random(tmp_path, children, acts):
-    "It keeps nothing on disk: the same call begins anew, gives the same numbers, and the store is untouched"
+    "A part is kept as a whole or not at all; the same call finishes the rest and gives the same numbers; the store is untouched"
     before = {k: (p.read_bytes(), p.stat().st_mtime_ns) for k,p in files(acts).items()}
-    call,rnd,n = f'say("begun"); say(scores({str(acts)!r}))',seeded(),children.kills
-    for _ in range(4): children.run(call, 1, rnd.random()*.4)
-    assert children.kills>n
-    assert children.run(call)[-1]==scores(acts)
+    whole,keep,rnd = json.loads(scores(acts)),tmp_path/'kept',seeded()
+    call = lambda dies=None: f'say(scores({str(acts)!r}, {str(keep)!r}, {dies}))'
+    last = whole['asked'] # within the splicing: the rest is asked within the core part
+    assert last>10
+    for dies in [rnd.randint(1, last-1) for _ in range(4)]:
+        assert children.run(call(dies)) is None, f'it was not killed at {dies} of {last}'
+        assert not files(tmp_path/'kept')
+    assert children.run(call(last)) is None and len(files(keep))==1
+    done = json.loads(children.run(call())[-1])
+    assert done==dict(scores=whole['scores'], asked=1) and len(files(keep))==2
+    assert json.loads(children.run(call())[-1])==dict(scores=whole['scores'], asked=0)
     assert {k: (p.read_bytes(), p.stat().st_mtime_ns) for k,p in files(acts).items()}==before
+
+@pytest.mark.parametrize('before', [True, False])
+def test_a_scoring_killed_at_the_naming_of_a_part(before, tmp_path, children, acts):
+    "What was not named yet is made again, and what was cut off is not taken for a part"
+    keep = tmp_path/'kept'
+    call = f'say(scores({str(acts)!r}, {str(keep)!r}))'
+    whole = json.loads(scores(acts))
+    assert children.run(f'die_naming(None, {before}); {call}') is None
+    named = [p for p in files(keep).values() if p.suffix=='.json' and not p.name.startswith('.')]
+    assert len(named)==(not before)
+    for p in files(keep).values(): os.truncate(p, p.stat().st_size//2)
+    assert json.loads(children.run(call)[-1])==whole
+    assert json.loads(children.run(call)[-1])==dict(whole, asked=0)
