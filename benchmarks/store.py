@@ -4,6 +4,8 @@ Two floors are meant. From the disk: the same files read from beginning to end, 
 drop their pages (also the mapped ones), so both come from below the page cache, though a virtual disk's host may keep a cache of its own. Checksums are
 taken before. From memory: processor seconds of both threads together, against what no shuffled reader of float32 batches can do without, which is to
 read the files once, gather rows at random and turn them to float32. Arms take turns; ratios are medians over rounds of the quotient within a round.
+`cold_over_raw_quickest` is the quotient of the quickest rounds: in a virtual machine memory that was just freed can cost its processor more than the
+disk does, which comes and goes and hits both kinds of reading.
 """
 from _common import report
 import ctypes, math, mmap, os, statistics, tempfile, time
@@ -57,7 +59,7 @@ def written(x, files)->float:
         f.with_suffix('.raw').unlink()
     return time.perf_counter()-t
 
-def measured(x, dtype, folder, rounds=5)->dict:
+def measured(x, dtype, folder, rounds=9)->dict:
     t = time.perf_counter()
     s = ActivationStore.from_rows(folder/dtype, x, dtype=dtype)
     write = time.perf_counter()-t
@@ -66,12 +68,12 @@ def measured(x, dtype, folder, rounds=5)->dict:
     shuffled(s)  # checksums are taken once
     cold,raw_cold,warm,least = [],[],[],[]
     for _ in range(rounds): warm.append(shuffled(s, clock=time.process_time)); least.append(floor(files, dtype))
-    for _ in range(rounds):
-        forget(files, s); cold.append(shuffled(s))
-        forget(files, s); raw_cold.append(raw(files))
+    for r in range(rounds):
+        for which in (('cold', 'raw'), ('raw', 'cold'))[r%2]: # in turn first: memory that the one before has just freed is quicker to get
+            forget(files, s); cold.append(shuffled(s)) if which=='cold' else raw_cold.append(raw(files))
     m = statistics.median
     out = dict(MB=mb, write=mb/write, raw_write=mb/written(x, files), cold=mb/m(cold), raw_cold=mb/m(raw_cold), MB_per_processor_second=mb/m(warm), rows_per_processor_second=N/m(warm))
-    return {f'{dtype}_{k}': round(float(v)) for k,v in out.items()} | {f'{dtype}_cold_over_raw': m(r/c for r,c in zip(raw_cold, cold)), f'{dtype}_processor_over_floor': m(w/f for w,f in zip(warm, least)), f'{dtype}_processor_over_raw_cold': m(r/w for r,w in zip(raw_cold, warm))}
+    return {f'{dtype}_{k}': round(float(v)) for k,v in out.items()} | {f'{dtype}_cold_over_raw': m(r/c for r,c in zip(raw_cold, cold)), f'{dtype}_cold_over_raw_quickest': min(raw_cold)/min(cold), f'{dtype}_processor_over_floor': m(w/f for w,f in zip(warm, least)), f'{dtype}_processor_over_raw_cold': m(r/w for r,w in zip(raw_cold, warm))}
 
 def inflation(n=4_194_304, rho=.3, steps=1024)->float:
     "Variance of batch means over that of independent rows, for rows sharing `rho` of their variance with their context of 256"

@@ -266,11 +266,14 @@ def _given(x, tok, pos, doc, site, dtype)->dict:
     for k,v in cols.items():
         if v.shape!=(n,): raise ValueError(f"{k} must be [{n}], one number a row of x, got shape {list(v.shape)}")
     if cols['pos'][0]: raise ValueError(f"pos must begin with 0, the first row of a segment, got {int(cols['pos'][0])}")
-    cols[site] = x.detach().cpu().to(_held(dtype))
-    bad = (~cols[site].isfinite()).any(-1).nonzero()
-    if len(bad):
-        i = int(bad[0])
-        j = int((~cols[site][i].isfinite()).nonzero()[0])
+    cols[site] = x.detach()
+    bad = []
+    for a in range(0, n, 4096): # so few rows stay in the processor's cache
+        y = x[a:a+4096].detach().to(_held(dtype))
+        if not y.sum(dtype=torch.float32).isfinite(): bad += [a+int(i) for i in (~y.isfinite()).any(-1).nonzero()] # a single NaN or infinity makes the sum one
+    if bad:
+        i = bad[0]
+        j = int((~x[i].to(_held(dtype)).isfinite()).nonzero()[0])
         raise ValueError(f"x holds NaN, infinity or a value too large for {dtype} in {len(bad)} of {n} rows, the first of them row {i}, which is {float(x[i,j]):.6g} in dimension {j}" + ('; store bfloat16 or float32' if x[i].isfinite().all() else ''))
     return cols
 

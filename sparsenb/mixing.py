@@ -4,7 +4,7 @@
 
 # %% ../nbs/27_mixing.ipynb #17b61e1f
 from __future__ import annotations
-import contextlib, ctypes, itertools, math, mmap, sys
+import contextlib, ctypes, itertools, math, mmap, os, sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -91,16 +91,34 @@ def _large(*shape, dtype)->torch.Tensor:
     return torch.from_numpy(np.empty(math.prod(shape)*dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 @patch
+@contextlib.contextmanager
+def _file(self:_Shards, i:int):
+    "The file of shard `i`, open for reading; None if it is far away, or not the one that was checked"
+    try: h = None if self.remote else open(self.path/self.shards[i]['file'], 'rb', buffering=0)
+    except OSError: h = None
+    with h or contextlib.nullcontext(): yield h if h and os.fstat(h.fileno()).st_ino==self.inodes[i] else None
+
+def _fill(x:torch.Tensor, h, at:int):
+    "Read rows from a place in a file"
+    h.seek(at); v = memoryview(x.view(torch.uint8).numpy()).cast('B')
+    while v:
+        if not (n := h.readinto(v)): raise ValueError(f"{h.name} is truncated: {len(v):,} bytes are missing that were there when it was opened")
+        v = v[n:]
+
+@patch
 def blocks(self:_Shards, name:str, first:np.ndarray, end:np.ndarray, old:dict=None)->dict:
     "Blocks of the files' order of one site: its rows as they are stored and, for int8, what turns them to floats; in the memory of `old`, if they fit"
     like,at,n = self.columns(int(np.searchsorted(self.starts, first[0], side='right'))-1),np.append(0, (end-first).cumsum()),int(self.starts[-1])
     out = {'x': old['x'][:at[-1]] if old and len(old['x'])>=at[-1] else _large(int(at[-1]), *like[name].shape[1:], dtype=like[name].dtype)}
     if f'scale:{name}' in like: out |= dict(scale=torch.empty(int(at[-1])), shard=torch.empty(int(at[-1]), dtype=torch.int64), smooth=torch.ones(len(self.shards), like[name].shape[1]))
-    for a,b,o in zip(first.tolist(), end.tolist(), at.tolist()):
-        for i,src,dst in self._pieces(a, b, n):
-            c = self.columns(i)
-            out['x'][o:o+b-a][dst] = c[name][src]
-            if 'scale' in out: out['scale'][o:o+b-a][dst],out['shard'][o:o+b-a][dst],out['smooth'][i] = c[f'scale:{name}'][src],i,c[f'smooth:{name}']
+    pieces = ((i, src, dst, slice(o, o+b-a)) for a,b,o in zip(first.tolist(), end.tolist(), at.tolist()) for i,src,dst in self._pieces(a, b, n))
+    for i,mine in itertools.groupby(pieces, lambda p: p[0]):
+        c = self.columns(i); rows = c[name]
+        with self._file(i) as h:
+            for _,src,dst,block in mine:
+                if h and isinstance(src, slice): _fill(out['x'][block][dst], h, self.offsets[i][name]+src.start*rows.stride(0)*rows.element_size())
+                else: out['x'][block][dst] = rows[src]
+                if 'scale' in out: out['scale'][block][dst],out['shard'][block][dst],out['smooth'][i] = c[f'scale:{name}'][src],i,c[f'smooth:{name}']
     return out
 
 # %% ../nbs/27_mixing.ipynb #db8e992f
@@ -121,6 +139,15 @@ class _Lender:
         return torch.from_numpy(np.asarray(_Loan(torch.empty(shape).numpy(), self.free, self.most)))
 
 # %% ../nbs/27_mixing.ipynb #a94cbb2a
+def _to_floats(x, scale, shard, smooth, out, size=512)->torch.Tensor:
+    "Rows of int8, times their scale, times what smoothed the columns of their shard"
+    few = torch.empty(min(size, len(x)), x.shape[1])
+    for a in range(0, len(x), size):
+        o,b = out[a:a+size],slice(a, a+size)
+        o.copy_(x[b]).mul_(scale[b,None]).mul_(torch.index_select(smooth, 0, shard[b], out=few[:len(o)]))
+    return out
+
+# %% ../nbs/27_mixing.ipynb #59978ad2
 class _Reader:
     "Shuffled batches of one site; holds one pool"
     def __init__(self, shards, site, n, batch_size, seed, device):
@@ -153,7 +180,7 @@ class _Reader:
         if here and h['x'].dtype==torch.float32: return torch.index_select(h['x'], 0, at, out=self.lend(len(at), *h['x'].shape[1:]))
         if self.few is None or len(self.few)<len(at): self.few = torch.empty(len(at), *h['x'].shape[1:], dtype=h['x'].dtype)
         x = torch.index_select(h['x'], 0, at, out=self.few[:len(at)])
-        if 'scale' in h: return self.lend(*x.shape).copy_(x).mul_(h['scale'][at][:,None]).mul_(h['smooth'][h['shard'][at]]).to(self.device)
+        if 'scale' in h: return _to_floats(x, h['scale'][at], h['shard'][at], h['smooth'], self.lend(*x.shape)).to(self.device)
         return (self.lend(*x.shape) if here else torch.empty(x.shape, device=self.device)).copy_(x)
 
 def _ahead(read, steps, depth=4, ending=sys.is_finalizing):

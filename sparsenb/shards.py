@@ -198,7 +198,7 @@ class _Shards:
     def __init__(self, path, lines:list, remote=None):
         self.path,self.remote,self.shards = path,remote,[l for l in lines if l['kind']=='shard']
         self.starts = np.cumsum([0]+[s['rows'] for s in self.shards])  # first row of each shard, and the number of rows
-        self._open,self.segments,self.names = OrderedDict(),None,None
+        self._open,self.segments,self.names,self.offsets,self.inodes = OrderedDict(),None,None,{},{}
         for s in () if remote else self.shards:
             f = path/s['file']
             if not f.is_file(): raise ValueError(f"{path} is damaged: shard {s['file']} is missing")
@@ -211,6 +211,8 @@ class _Shards:
         raw = self.remote.mapped(s) if self.remote else _mapped(self.path/s['file'], s)
         n = int.from_bytes(raw[:8].tobytes(), 'little')
         base,head = torch.from_numpy(raw[8+n:]),json.loads(raw[8:8+n].tobytes())
+        self.offsets[i] = {k: 8+n+v['data_offsets'][0] for k,v in head.items()}
+        if not self.remote: self.inodes[i] = (self.path/s['file']).stat().st_ino
         self._open[i] = out = {k: base[slice(*v['data_offsets'])].view(_types[v['dtype']]).view(v['shape']) for k,v in head.items()}
         while self.remote and len(self._open)>1 and sum(self.shards[j]['bytes'] for j in list(self._open))>self.remote.limit: self._open.popitem(last=False)
         return out

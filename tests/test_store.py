@@ -359,6 +359,43 @@ def test_blocks_are_announced_before_they_are_read(tmp_path, monkeypatch):
     rows = {p for p,_ in said}
     assert all(m==1024 for _,m in said) and len(rows)==n//1024 and len(said)==2*n//1024 # half of the first epoch, all of the second, half of the third
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int8'])
+def test_blocks_come_from_the_file_that_was_checked(dtype, tmp_path, monkeypatch):
+    "Read from the file; looked up in the mapping where the file is gone or another one has its name; a file cut short is an error, not zeros"
+    n = 2*65_536
+    s = ActivationStore.from_rows(tmp_path/'acts', torch.randn(n, 4, generator=torch.Generator().manual_seed(0)), dtype=dtype)
+    first,end = np.arange(0, n, 1024),np.arange(1024, n+1024, 1024)
+    filled = []; real = mixing._fill
+    monkeypatch.setattr(mixing, '_fill', lambda x, *a: filled.append(len(x)) or real(x, *a))
+    with monkeypatch.context() as m:
+        m.setattr(type(s._shards), '_file', lambda self, i: contextlib.nullcontext())
+        want = {k: v.clone() for k,v in s._shards.blocks(s.site, first, end).items()}
+    assert not filled
+    def same(): got = s._shards.blocks(s.site, first, end); return all(torch.equal(got[k], v) for k,v in want.items())
+    assert same() and filled==[1024]*128
+    f = s.path/s._shards.shards[0]['file']
+    f.rename(tmp_path/'away'); filled.clear()
+    assert same() and filled==[1024]*64
+    f.write_bytes(bytes(f.with_name(s._shards.shards[1]['file']).stat().st_size)); filled.clear()
+    assert same() and filled==[1024]*64
+    (tmp_path/'away').replace(f)
+    assert same()
+    if dtype!='int8': # whose scales are looked up in the mapping
+        os.truncate(f, f.stat().st_size//2)
+        with pytest.raises(ValueError, match=f'{f.name} is truncated'): s._shards.blocks(s.site, first, end)
+
+def test_given_rows_are_not_copied_as_a_whole(tmp_path, monkeypatch):
+    "Rows wait to be written a shard at a time, whatever they are an array of"
+    x = np.random.default_rng(0).normal(size=(20_000, 4))
+    np.save(tmp_path/'x.npy', x)
+    s = ActivationStore.from_rows(tmp_path/'a', np.load(tmp_path/'x.npy', mmap_mode='c'), dtype='float32', shard_rows=6000)
+    assert s.fingerprint==ActivationStore.from_rows(tmp_path/'b', torch.from_numpy(x).float(), dtype='float32', shard_rows=6000).fingerprint
+    x[[4095, 4096, 19_999],1] = np.nan
+    with pytest.raises(ValueError, match='in 3 of 20000 rows, the first of them row 4095, which is nan in dimension 1'): ActivationStore.from_rows(tmp_path/'c', x)
+    assert not (tmp_path/'c').exists()
+    with pytest.raises(ValueError, match=r'1 of 20000 rows, the first of them row 5, which is 1e\+06 in dimension 2; store bfloat16'):
+        y = np.ones((20_000, 4)); y[5,2] = 1e6; ActivationStore.from_rows(tmp_path/'c', y, dtype='float16')
+
 def test_batches_are_a_function_of_seed_and_step(given):
     x,s = given
     assert torch.equal(torch.stack(list(s.batches(300, n_tokens=6000, seed=5)))[7:], torch.stack(list(s.batches(300, n_tokens=6000, seed=5, start=7))))
