@@ -18,16 +18,16 @@ const number = (value, step, min) => {
 }
 
 // A field whose text is sent to the model after a pause; one that is set elsewhere is shown while nobody types
-const typing = (area, model, least = 2) => {
+const typing = (area, model, least = 2, name = 'text') => {
   let wait = 0
   const grow = () => { area.rows = Math.max(least, Math.min(8, area.value.split('\n').length)) }
-  const send = () => { clearTimeout(wait); if (model.get('text') !== area.value) put(model, { text: area.value }) }
-  const told = () => { if (document.activeElement !== area) { area.value = model.get('text'); grow() } }
+  const send = () => { clearTimeout(wait); if (model.get(name) !== area.value) put(model, { [name]: area.value }) }
+  const told = () => { if (document.activeElement !== area) { area.value = model.get(name); grow() } }
   area.addEventListener('keydown', own)
-  area.addEventListener('input', () => { grow(); clearTimeout(wait); wait = setTimeout(send, model.get('patience')) })
+  area.addEventListener('input', () => { grow(); clearTimeout(wait); wait = setTimeout(send, model.get('patience') ?? 150) })
   area.addEventListener('blur', send)
-  area.value = model.get('text'); grow()
-  return { told, stop: () => clearTimeout(wait) }
+  area.value = model.get(name); grow()
+  return { told, send, stop: () => clearTimeout(wait) }
 }
 // Rows of tokens: pointer, arrows and Enter reach each; `choose(row, position)` is told, `tip(row, position)` names one
 function strip(parent, label, { choose, tip, leave }) {

@@ -15,7 +15,7 @@ function render({ model, el }) {
   const said = add(bar, 'span', 'snb-c')
   said.setAttribute('aria-live', 'polite')
   const area = add(root, 'textarea')
-  area.rows = 3; area.spellcheck = false; area.setAttribute('aria-label', 'prompt'); area.placeholder = 'Type or paste a text; its features follow.'
+  area.spellcheck = false; area.setAttribute('aria-label', 'prompt'); area.placeholder = 'Type or paste a text; its features follow.'
   const wrong = add(root, 'div', 'snb-wrong')
   wrong.setAttribute('role', 'alert')
   const body = add(root, 'div', 'snb-split')
@@ -92,17 +92,10 @@ function render({ model, el }) {
     e.preventDefault(); e.stopPropagation()
   })
   share.addEventListener('change', () => set('share', share.value))
-  let wait = 0
-  const grow = () => { area.rows = Math.max(3, Math.min(8, area.value.split('\n').length)) }
-  const send = () => { clearTimeout(wait); if (model.get('text') !== area.value) set('text', area.value) }
-  area.addEventListener('keydown', own)
-  area.addEventListener('input', () => { grow(); clearTimeout(wait); wait = setTimeout(send, model.get('patience')) })
-  area.addEventListener('blur', send)
-  const typed = () => { if (document.activeElement !== area) { area.value = model.get('text'); grow() } }
-  area.value = model.get('text'); grow()
+  const typed = typing(area, model, 3)
   all()
-  const on = { 'change:version': all, 'change:token': side, 'change:text': typed, 'change:missing': all }
+  const on = { 'change:version': all, 'change:token': side, 'change:text': typed.told, 'change:missing': all }
   for (const [k, f] of Object.entries(on)) model.on(k, f)
-  return () => { clearTimeout(wait); for (const [k, f] of Object.entries(on)) model.off(k, f) }
+  return () => { typed.stop(); for (const [k, f] of Object.entries(on)) model.off(k, f) }
 }
 export default { render }

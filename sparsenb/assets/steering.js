@@ -10,7 +10,7 @@ function render({ model, el }) {
   wrong.setAttribute('role', 'alert')
   const form = add(root, 'div')
   const area = add(form, 'textarea')
-  area.rows = 2; area.spellcheck = false; area.setAttribute('aria-label', 'prompt'); area.placeholder = 'A prompt to continue'
+  area.spellcheck = false; area.setAttribute('aria-label', 'prompt'); area.placeholder = 'A prompt to continue'
   const list = add(form, 'div', 'snb-changes')
   list.setAttribute('role', 'list'); list.setAttribute('aria-label', 'changes')
   const tools = add(form, 'div', 'snb-b')
@@ -90,7 +90,6 @@ function render({ model, el }) {
     everywhere.hidden = !n
   }
   const settings = () => { for (const k in fields) if (document.activeElement !== fields[k]) fields[k].value = model.get(k) }
-  const prompt = () => { if (document.activeElement !== area) area.value = model.get('prompt') }
   const share = p => p < 1e-4 ? '<0.01 %' : show(100 * p, 3) + ' %'
   let shown = null
   const piece = () => { if (shown !== model.get('tokens')) { shown = model.get('tokens'); words.build(shown.length ? [shown] : []) } places() }
@@ -135,14 +134,11 @@ function render({ model, el }) {
     run.disabled = model.get('running')
   }
   const results = () => { state(); curve(); one() }
-  const all = () => { area.value = model.get('prompt'); changes(); settings(); piece(); results() }
+  const all = () => { changes(); settings(); piece(); results() }
 
-  let wait = 0
-  const typed = () => { clearTimeout(wait); if (model.get('prompt') !== area.value) set('prompt', area.value) }
-  area.addEventListener('keydown', e => { own(e); if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) { e.preventDefault(); start() } })
-  area.addEventListener('input', () => { clearTimeout(wait); wait = setTimeout(typed, 150) })
-  area.addEventListener('blur', typed)
-  const start = () => { typed(); send({ run: true }) }
+  const typed = typing(area, model, 2, 'prompt')
+  area.addEventListener('keydown', e => { if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) { e.preventDefault(); start() } })
+  const start = () => { typed.send(); send({ run: true }) }
   run.addEventListener('click', start)
   more.addEventListener('click', () => send({ more: true }))
   everywhere.addEventListener('click', () => set('positions', []))
@@ -153,9 +149,9 @@ function render({ model, el }) {
     catch { code.open = true; getSelection().selectAllChildren(source); done.textContent = 'The browser does not allow it: the code is selected, copy it with the keys.' }
   })
   all()
-  const on = { 'change:version': results, 'change:said change:error change:missing change:running': state, 'change:at': one, 'change:changes change:about': changes, 'change:positions': places, 'change:tokens': piece, 'change:prompt': prompt,
+  const on = { 'change:version': results, 'change:said change:error change:missing change:running': state, 'change:at': one, 'change:changes change:about': changes, 'change:positions': places, 'change:tokens': piece, 'change:prompt': typed.told,
     'change:low change:high change:steps change:max_tokens change:temperature change:seed': settings }
   for (const [k, f] of Object.entries(on)) model.on(k, f)
-  return () => { clearTimeout(wait); for (const [k, f] of Object.entries(on)) model.off(k, f) }
+  return () => { typed.stop(); for (const [k, f] of Object.entries(on)) model.off(k, f) }
 }
 export default { render }

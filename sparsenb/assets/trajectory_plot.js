@@ -418,18 +418,16 @@ function render({ model, el }) {
   const all = () => { if (playing) stop(); load(); at = index.get(get('step')) ?? S - 1; near = drag = null; build(); fresh(); tell() }
   const stepped = () => { const s = index.get(get('step')); if (s !== undefined && s !== at) { if (playing) stop(); at = s; later(); tell() } }
   const changed = () => { looks(); project(); later(); tell() }
-  let inked, poll // a theme's sheet may come seconds after its name
-  const themed = () => { let n = 100; fresh(); clearInterval(poll); poll = setInterval(() => { const now = css.color; if (now !== inked) { inked = now; fresh() } if (!--n) clearInterval(poll) }, 100) }
-  const watch = new ResizeObserver(() => { if (left.clientWidth !== size[0]) paint(); else if (over.clientWidth !== size[2]) below() }), theme = new MutationObserver(themed), dim = matchMedia('(prefers-color-scheme: dark)')
+  const watch = new ResizeObserver(() => { if (left.clientWidth !== size[0]) paint(); else if (over.clientWidth !== size[2]) below() }), untheme = on_theme(root, fresh)
   all()
-  watch.observe(left); watch.observe(over); theme.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-light', 'data-jp-theme-name'] }); dim.addEventListener('change', fresh)
+  watch.observe(left); watch.observe(over)
   const off = listen(model, { 'change:version': all, 'change:step': stepped, 'change:path': changed, 'change:chosen': () => { later(); outputs(); pump() }, 'change:colour': changed, 'change:hidden': changed, 'change:dims': changed, 'change:curve': changed, 'msg:custom': came })
-  return () => { clearTimeout(wait); clearInterval(poll); cancelAnimationFrame(playing); cancelAnimationFrame(due); watch.disconnect(); theme.disconnect(); dim.removeEventListener('change', fresh); off() }
+  return () => { clearTimeout(wait); cancelAnimationFrame(playing); cancelAnimationFrame(due); watch.disconnect(); untheme(); off() }
 }
 // The kernel of a page that has none: state and outputs lie in the page
 function static_trajectory(root) {
   const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent), on = {}, changed = new Set()
-  const undo = s => { const b = atob(s), u = new Uint8Array(b.length); for (let i = 0; i < b.length; i++) u[i] = b.charCodeAt(i); return new DataView(u.buffer) }
+  const undo = s => new DataView(from_base64(s).buffer)
   for (const [k, v] of Object.entries(data.state)) if (v?.b64 !== undefined) data.state[k] = undo(v.b64)
   const fire = (k, ...a) => { for (const f of on[k] ?? []) f(...a) }
   const model = {
