@@ -1,5 +1,5 @@
 "Programs that are killed at random or chosen moments, and run again until they end"
-import contextlib, os, random, signal, subprocess, sys, textwrap, time, traceback
+import contextlib, os, random, re, signal, subprocess, sys, textwrap, time, traceback
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -54,7 +54,7 @@ class Children:
     def run(self, call,  # one line of code; what it prints are its signs of life
         lines=None,      # kill it after so many
         pause=0.,        # and so many seconds
-        sight=None,      # or as soon as a temporary file or folder is seen in this folder
+        sight=None,      # or as soon as a file or folder that waits for its name is seen in this folder; a lock's is not meant
     )->list:             # what it printed; None if it was killed
         "Run `call` to its end or its death; AssertionError if it fails by itself"
         self.p.stdin.write(call+'\n'); self.p.stdin.flush()
@@ -75,7 +75,7 @@ class Children:
     def _watch(self, folder, pid, kill):
         while True:
             with contextlib.suppress(FileNotFoundError):
-                if any(e.name.startswith('.tmp-') for e in os.scandir(folder)): return kill()
+                if any(re.match(r'\.tmp-\d+-', e.name) for e in os.scandir(folder)): return kill()
             try: os.kill(pid, 0)
             except ProcessLookupError: return
 
