@@ -8,7 +8,8 @@ from sparsenb.probe import Probe, two_sided
 from sparsenb.probe_sweep import untrained
 from sparsenb.probes.k_sparse_probe import Alone, each_alone, many, rankings
 from sparsenb.probes.moment import moments
-from sparsenb.probes.structural import Heights, Tree, binary, code_examples, functions_of, heights, joined, nodes_of, python_tree, unbinary
+from sparsenb.probes.structural import code_examples
+from sparsenb.trees import Heights, Tree, binary, functions_of, heights, joined, nodes_of, python_tree, unbinary
 
 torch.set_num_threads(1)
 quick = dict(code=False, shuffles=0, n_boot=50)

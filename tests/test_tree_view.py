@@ -5,7 +5,8 @@ from types import SimpleNamespace
 from sparsenb.core import UnknownName, probes, widgets
 from sparsenb.corpus import load_corpus
 from sparsenb.models import load_model
-from sparsenb.probes.structural import Tree, code_examples, functions_of, nodes_of, tree_reader, unbinary
+from sparsenb.probes.structural import code_examples, tree_reader
+from sparsenb.trees import Tree, functions_of, nodes_of, unbinary
 
 torch.set_num_threads(1)
 SITES = 'embed', 'resid_post.2'

@@ -3,7 +3,7 @@ import io, tokenize
 from types import SimpleNamespace
 import numpy as np
 from sparsenb.core import widgets
-from sparsenb.probes.structural import Tree, binary, python_tree
+from sparsenb.trees import Tree, binary, python_tree
 
 def toy_trees(texts, layers=('early', 'late')):
     "A tree view of Python texts; the first layer swaps the last two leaves' parent for a pair of the first two, the last is right"

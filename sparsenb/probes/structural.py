@@ -4,7 +4,7 @@
 
 # %% ../../nbs/probes/structural.ipynb #e08d12df
 from __future__ import annotations
-import ast, bisect, hashlib, tokenize
+import hashlib, tokenize
 from collections import Counter
 from typing import NamedTuple
 import numpy as np, torch
@@ -13,152 +13,18 @@ from ..hooks import capture
 from ..probe import Probe
 from ..probing import ProbeScores, Rows, _ids, _numpy, _units, _unseen, control_labels
 from ..scores import Score
-from ..syntax import _Source
+from ..trees import Heights, Tree, binary, heights, joined, nodes_of, python_tree, unbinary
 
 # %% auto #0
-__all__ = ['sep', 'Tree', 'Heights', 'binary', 'unbinary', 'heights', 'joined', 'nodes_of', 'python_tree', 'Examples',
-           'functions_of', 'code_examples', 'Fitted', 'Structural', 'TreeReading', 'tree_reader']
+__all__ = ['Examples', 'code_examples', 'Fitted', 'Structural', 'TreeReading', 'tree_reader']
 
 # %% ../../nbs/probes/structural.ipynb #689f18a9
-sep = '<sep>'
-
-class Tree(NamedTuple):
-    "A node over leaves, which are numbered from left to right"
-    label:str
-    children:tuple # of trees, and of numbers for leaves
-    def __repr__(self): return f"({self.label} {' '.join(map(repr, self.children))})"
-
-class Heights(NamedTuple):
-    "A binary tree over n leaves, by neighbours"
-    d:np.ndarray  # int (n-1,): height of the node that joins leaves i and i+1; that of a leaf is 0
-    c:tuple       # (n-1,): its label; '' where the tree had more than two children
-    u:tuple       # (n,): label of what holds the leaf alone; '' for none
-
-def binary(tree)->Tree: # or a leaf
-    "Fuse single children, put further ones under nodes without a label"
-    if isinstance(tree, int): return tree
-    label,kids = tree
-    while len(kids)==1 and isinstance(kids[0], Tree): label,kids = f'{label}{sep}{kids[0].label}',kids[0].children
-    kids = [binary(k) for k in kids]
-    while len(kids)>2: kids[-2:] = [Tree('', tuple(kids[-2:]))]
-    return Tree(label, tuple(kids))
-
-def unbinary(tree)->Tree: # or a leaf
-    "The tree that `binary` was made from"
-    if isinstance(tree, int): return tree
-    kids = [unbinary(k) for k in tree.children]
-    while isinstance(kids[-1], Tree) and kids[-1].label=='': kids[-1:] = kids[-1].children
-    *above,label = tree.label.split(sep)
-    out = Tree(label, tuple(kids))
-    for l in reversed(above): out = Tree(l, (out,))
-    return out
-
-def heights(tree:Tree)->Heights: # of a binary tree
-    d,c,u = {},{},{}
-    def down(t): # -> height, first leaf, last
-        if isinstance(t, int): u[t] = ''; return 0,t,t
-        if len(t.children)==1: u[t.children[0]] = t.label; return 0,t.children[0],t.children[0]
-        (h,a,i),(g,_,b) = map(down, t.children)
-        d[i],c[i] = 1+max(h, g),t.label
-        return d[i],a,b
-    down(tree)
-    return Heights(np.array([d[i] for i in sorted(d)], int), tuple(c[i] for i in sorted(c)), tuple(u[i] for i in sorted(u)))
-
-def joined(h:Heights)->Tree: # or a leaf
-    "The binary tree, split at the first greatest height, and so on"
-    d = np.asarray(h.d)
-    def between(a, b):
-        if a==b: return Tree(h.u[a], (a,)) if h.u[a] else a
-        i = a+int(d[a:b].argmax())
-        return Tree(h.c[i], (between(a, i), between(i+1, b)))
-    return between(0, len(h.u)-1)
-
-def nodes_of(tree, labels=True)->Counter: # (label, first leaf, last leaf) -> how often
-    "The labelled spans of a tree"
-    out = Counter()
-    def down(t):
-        if isinstance(t, int): return t,t
-        ends = [down(k) for k in t.children]
-        out[(t.label if labels else '', ends[0][0], ends[-1][1])] += 1
-        return ends[0][0],ends[-1][1]
-    down(tree)
-    return out
-
-# %% ../../nbs/probes/structural.ipynb #efee4d14
-_no_leaf = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENCODING, tokenize.ENDMARKER)
-
-def _pieces(src, offsets): # -> leaves (n, 2) as characters, and first and last token of each
-    "Leaves, joined where they share a token"
-    leaves = [(a, b) for t,_,a,b in src.parts if t not in _no_leaf and b>a]
-    if offsets is None: return leaves,None
-    o,out,tok = np.asarray(offsets).reshape(-1, 2),[],[]
-    for a,b in leaves:
-        on = np.flatnonzero((o[:,0]<b)&(o[:,1]>a))
-        if not len(on): raise ValueError(f"no token holds the text's characters {a} to {b}")
-        if tok and on[0]<=tok[-1][1]: out[-1],tok[-1] = (out[-1][0], b),(tok[-1][0], on[-1])
-        else: out.append((a, b)); tok.append((on[0], on[-1]))
-    return out,tok
-
-def _placed(src):
-    "Nodes that have a place, parents first: (label, first character, one after the last)"
-    todo,out = [src.tree],[]
-    while todo:
-        x = todo.pop()
-        if hasattr(x, 'lineno'): out.append((type(x).__name__, *src.span(x)))
-        if type(x).__name__ not in ('JoinedStr', 'TemplateStr'): todo += reversed(list(ast.iter_child_nodes(x)))
-    return out
-
-def python_tree(
-    text:str,     # a source
-    offsets=None, # (n_tokens, 2): characters of a model's tokens
-)->tuple:         # the tree, and first and last token of each leaf (None without offsets)
-    "Syntax tree of a Python text over its tokens; raises what Python raises for what it cannot read, ValueError for fewer than two leaves"
-    src = _Source(text)
-    leaves,tok = _pieces(src, offsets)
-    if len(leaves)<2: raise ValueError(f"a tree needs two leaves or more, the text has {len(leaves)}")
-    begins,ends = zip(*leaves)
-    spans = [('Module', 0, len(leaves)-1)]+[(l, i, j) for l,a,b in _placed(src) if (i := bisect.bisect_left(begins, a))<=(j := bisect.bisect_right(ends, b)-1)]
-    stack,at = [],0
-    def close(): # the innermost open node is done
-        label,_,_,kids = stack.pop()
-        (stack[-1][3] if stack else done).append(Tree(label, tuple(kids)))
-    done = []
-    for label,i,j in sorted(spans, key=lambda s: (s[1], -s[2])): # equal spans stay parents first
-        while stack and stack[-1][2]<i: at = _fill(stack[-1], at, stack[-1][2]+1); close()
-        if stack and j>stack[-1][2]: continue # no Python node crosses another
-        if stack: at = _fill(stack[-1], at, i)
-        stack.append((label, i, j, []))
-    while stack: at = _fill(stack[-1], at, stack[-1][2]+1); close()
-    return done[0],tok
-
-def _fill(node, at, to): node[3].extend(range(at, to)); return max(at, to)
-
-# %% ../../nbs/probes/structural.ipynb #bb8365d2
 class Examples(NamedTuple):
     "Texts with their trees, and activations of their leaves"
     x:dict      # site -> list of (leaves, d)
     trees:list  # `Tree`s
     types:list  # of (leaves,): each leaf's text
     names:list  # of the texts
-
-def functions_of(
-    texts,          # pairs of name and source, or documents
-    n:int=400,      # at most
-    most:int=400,   # characters of a function, at most
-)->list:            # (name, text)
-    "The functions in Python sources, each by itself and not indented, without repetitions"
-    import textwrap
-    out,seen = [],set()
-    for d in texts:
-        name,text = (d.name, d.text) if hasattr(d, 'text') else d
-        try: src = _Source(text)
-        except (SyntaxError, tokenize.TokenError, ValueError, RecursionError): continue
-        for x in ast.walk(src.tree):
-            if not isinstance(x, ast.FunctionDef): continue
-            f = textwrap.dedent(' '*x.col_offset+src.text[slice(*src.span(x))])
-            if 20<len(f)<=most and f not in seen: seen.add(f); out.append((f'{name}:{x.name}', f))
-            if len(out)==n: return out
-    return out
 
 def code_examples(
     model,      # with a fast tokenizer
