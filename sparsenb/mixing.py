@@ -4,7 +4,7 @@
 
 # %% ../nbs/27_mixing.ipynb #17b61e1f
 from __future__ import annotations
-import contextlib, ctypes, itertools, math, mmap, os, sys
+import contextlib, ctypes, itertools, math, mmap, os, sys, threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -172,7 +172,9 @@ class _Reader:
         self._announce(*((e,p+1) if p+2<len(self.order.epoch(e)[2]) else (e+1,0)))
 
     def _announce(self, *pool):
-        if pool!=self.next: self.next = pool; self.shards.announce(self.site, *self.order.cut(*pool))
+        if pool==self.next: return
+        self.next = pool
+        threading.Thread(target=self.shards.announce, args=(self.site, *self.order.cut(*pool)), name='announce', daemon=True).start()
 
     def _rows(self, h, at)->torch.Tensor:
         "Rows of the pool, float32, on the device"

@@ -354,8 +354,13 @@ def test_blocks_are_announced_before_they_are_read(tmp_path, monkeypatch):
     r,said = mixing._Reader(s._shards, s.site, n, 4096, 0, 'cpu'),[]
     r.order = mixing._Order(n, 0, pool=65_536)
     monkeypatch.setattr(mixing, '_announce', lambda t: said.append((t.data_ptr(), len(t))))
-    r(0); assert not said # both are checked first
-    for i in range(1, 2*n//4096): r(i)
+    def told(i): # by threads, which are waited for here
+        r(i)
+        for t in threading.enumerate():
+            if t.name=='announce': t.join()
+    s._shards.announce(s.site, *r.order.cut(0, 0)); assert not said # both are checked first
+    told(0); said.clear() # a thread may come to a shard that has been checked meanwhile
+    for i in range(1, 2*n//4096): told(i)
     rows = {p for p,_ in said}
     assert all(m==1024 for _,m in said) and len(rows)==n//1024 and len(said)==2*n//1024 # half of the first epoch, all of the second, half of the third
 
