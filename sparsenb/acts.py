@@ -260,16 +260,16 @@ def upload(self:ActivationStore,
 # %% ../nbs/29_acts.ipynb #845674e9
 def _given(x, tok, pos, doc, site, dtype)->dict:
     "Columns of rows that are already there, checked"
-    x,n = torch.as_tensor(x),len(x)
+    x,n = torch.as_tensor(x).detach(),len(x)
     if x.ndim!=2 or not x.numel(): raise ValueError(f"x must be [n, d] with at least one row, got shape {list(x.shape)}")
     cols = {k: (d if v is None else torch.as_tensor(v)).int() for k,v,d in (('tok', tok, torch.zeros(n)), ('pos', pos, torch.arange(n)), ('doc', doc, torch.zeros(n)))}
     for k,v in cols.items():
         if v.shape!=(n,): raise ValueError(f"{k} must be [{n}], one number a row of x, got shape {list(v.shape)}")
     if cols['pos'][0]: raise ValueError(f"pos must begin with 0, the first row of a segment, got {int(cols['pos'][0])}")
-    cols[site] = x.detach()
+    cols[site] = x
     bad = []
     for a in range(0, n, 4096): # so few rows stay in the processor's cache
-        y = x[a:a+4096].detach().to(_held(dtype))
+        y = x[a:a+4096].to(_held(dtype))
         if not y.sum(dtype=torch.float32).isfinite(): bad += [a+int(i) for i in (~y.isfinite()).any(-1).nonzero()] # a single NaN or infinity makes the sum one
     if bad:
         i = bad[0]

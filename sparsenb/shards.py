@@ -90,7 +90,9 @@ def _moments(
     ms,norms = [],[]
     for c in x.split(1024): # small enough for the processor's cache
         a = c.to(torch.float64, copy=True).numpy()
-        norms.append(np.sqrt(np.einsum('nd,nd->n', a, a)).astype(np.float32))
+        norm = np.sqrt(np.einsum('nd,nd->n', a, a))
+        if (most := norm.max())>np.finfo(np.float32).max: raise ValueError(f"the norm of an activation is {most:.3g}, more than float32 holds (3.4e38): scale the activations down; nothing of this shard was written")
+        norms.append(norm.astype(np.float32))
         mean = a.mean(0)
         a -= mean
         ms.append(_Moments(len(a), mean, np.einsum('nd,nd->d', a, a)))

@@ -162,7 +162,7 @@ def die(): os.kill(os.getpid(), signal.SIGKILL)
 
 def die_in(stage, at):
     "From now on be killed at a stage of writing or deleting the checkpoint of step `at`, or the result"
-    save,write,replace,rmtree,seen = train.save_file,train.write_json,os.replace,shutil.rmtree,[]
+    save,write,replace,rmtree = train.save_file,train.write_json,os.replace,shutil.rmtree
     mine = lambda p: f'step-{at:08d}' in str(p)
     def save_file(state, path):
         if not mine(path): return save(state, path)

@@ -401,6 +401,12 @@ def test_given_rows_are_not_copied_as_a_whole(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r'1 of 20000 rows, the first of them row 5, which is 1e\+06 in dimension 2; store bfloat16'):
         y = np.ones((20_000, 4)); y[5,2] = 1e6; ActivationStore.from_rows(tmp_path/'c', y, dtype='float16')
 
+def test_norms_that_float32_does_not_hold_are_refused(tmp_path):
+    "Finite rows all the same; rows whose sum alone is too large are taken"
+    with pytest.raises(ValueError, match=r'the norm of an activation is 6e\+38, more than float32 holds'): ActivationStore.from_rows(tmp_path/'a', torch.full((10, 4), 3e38), dtype='float32')
+    assert not (tmp_path/'a').exists()
+    assert len(ActivationStore.from_rows(tmp_path/'b', torch.full((10, 4), 1e38), dtype='float32'))==10
+
 def test_batches_are_a_function_of_seed_and_step(given):
     x,s = given
     assert torch.equal(torch.stack(list(s.batches(300, n_tokens=6000, seed=5)))[7:], torch.stack(list(s.batches(300, n_tokens=6000, seed=5, start=7))))
